@@ -1,0 +1,168 @@
+"""Single transformations in plain terms, as users and catalogues write them, and how two of them compose.
+
+A vector map is ``{"permutation": [...], "signs": [...]}`` (either may be left out) or a bare permutation; a picture map
+is ``{"grid": name}``, with `channels`, `fixed`, `shift` and `layout` as in `Grid`, or a bare name; a map of a
+dictionary is ``{"keys": {key: map}}``. Entry i moves to entry ``permutation[i]``, multiplied by ``signs[i]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from equirl.errors import UserError, unknown
+from equirl.grids import GRID_MAPS, Grid
+from equirl.groups import Group
+from equirl.representations import PerKey, Permutation, Representation, SignedPermutation
+
+_PROBE = np.arange(9).reshape(3, 3)
+_NAME_OF = {move(_PROBE).tobytes(): name for name, move in GRID_MAPS.items()}
+
+
+@dataclass(frozen=True)
+class VectorMap:
+    """Entry i moves to entry p[i] and is multiplied by s[i]."""
+
+    permutation: tuple[int, ...]
+    signs: tuple[int, ...]
+
+    def after(self, first: VectorMap) -> VectorMap:
+        """Return the map that does `first` and then this one."""
+        if len(first.permutation) != len(self.permutation):
+            raise UserError(f"maps of {len(first.permutation)} and {len(self.permutation)} entries: expected one size")
+        pairs = list(zip(first.permutation, first.signs, strict=True))
+        return VectorMap(tuple(self.permutation[i] for i, _ in pairs), tuple(self.signs[i] * sign for i, sign in pairs))
+
+    def identity(self) -> VectorMap:
+        """Return the map of this size that does nothing."""
+        return VectorMap(tuple(range(len(self.permutation))), (1,) * len(self.permutation))
+
+    @staticmethod
+    def representation(group: Group, maps: Sequence[VectorMap]) -> Representation:
+        """Return the representation that moves by ``maps[g]``."""
+        permutations, signs = [m.permutation for m in maps], [m.signs for m in maps]
+        if all(sign == 1 for row in signs for sign in row):
+            return Permutation(group, permutations)
+        return SignedPermutation(group, permutations, signs)
+
+
+@dataclass(frozen=True)
+class GridMap:
+    """A turn or mirror of a picture together with a permutation of its channels."""
+
+    name: str
+    channels: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]
+
+    def after(self, first: GridMap) -> GridMap:
+        """Return the map that does `first` and then this one."""
+        if first.options != self.options or len(first.channels) != len(self.channels):
+            raise UserError("picture maps that differ in channels, fixed, shift or layout: expected the same in each")
+        name = _NAME_OF[GRID_MAPS[self.name](GRID_MAPS[first.name](_PROBE)).tobytes()]
+        return GridMap(name, tuple(self.channels[c] for c in first.channels), self.options)
+
+    def identity(self) -> GridMap:
+        """Return the map that does nothing to the same pictures."""
+        return GridMap("identity", tuple(range(len(self.channels))), self.options)
+
+    @staticmethod
+    def representation(group: Group, maps: Sequence[GridMap]) -> Representation:
+        """Return the representation that moves by ``maps[g]``."""
+        channels = [m.channels for m in maps] if maps[0].channels else None
+        return Grid(group, [m.name for m in maps], channels, **dict(maps[0].options))
+
+
+@dataclass(frozen=True)
+class KeysMap:
+    """A map for each key of a dictionary."""
+
+    keys: tuple[tuple[str, Map], ...]
+
+    def after(self, first: KeysMap) -> KeysMap:
+        """Return the map that does `first` and then this one."""
+        if [key for key, _ in first.keys] != [key for key, _ in self.keys]:
+            raise UserError("generators that name different keys: expected the same keys in each")
+        both = zip(self.keys, first.keys, strict=True)
+        return KeysMap(tuple((key, compose(later, earlier)) for (key, later), (_, earlier) in both))
+
+    def identity(self) -> KeysMap:
+        """Return the map that leaves every key as it is."""
+        return KeysMap(tuple((key, value.identity()) for key, value in self.keys))
+
+    @staticmethod
+    def representation(group: Group, maps: Sequence[KeysMap]) -> Representation:
+        """Return the representation that moves by ``maps[g]``."""
+        keys = [key for key, _ in maps[0].keys]
+        columns = {key: [dict(m.keys)[key] for m in maps] for key in keys}
+        return PerKey(group, {key: representation_of(group, column) for key, column in columns.items()})
+
+
+Map = VectorMap | GridMap | KeysMap
+
+
+def compose(later: Map, earlier: Map) -> Map:
+    """Return the map that does `earlier` and then `later`."""
+    if type(later) is not type(earlier):
+        raise UserError("generators that mix vectors, pictures and dictionaries: expected the same kind in each")
+    return later.after(earlier)  # type: ignore[arg-type]
+
+
+def representation_of(group: Group, maps: Sequence[Map]) -> Representation:
+    """Return the representation whose element g moves by ``maps[g]``."""
+    return type(maps[0]).representation(group, maps)  # type: ignore[arg-type]
+
+
+def order_of(step: Map, limit: int = 1024) -> int:
+    """Return how often a map is repeated until nothing has moved."""
+    power, order = step, 1
+    while power != step.identity():
+        power, order = compose(step, power), order + 1
+        if order > limit:
+            raise UserError(f"a generator of order above {limit}: expected a finite symmetry")
+    return order
+
+
+def parse_map(value: Any) -> Map:
+    """Return the map that plain data describe.
+
+    >>> parse_map([1, 0])
+    VectorMap(permutation=(1, 0), signs=(1, 1))
+    >>> parse_map("rot90").name
+    'rot90'
+    """
+    if isinstance(value, str):
+        value = {"grid": value}
+    elif isinstance(value, Sequence):
+        value = {"permutation": value}
+    if not isinstance(value, Mapping) or not value:
+        raise UserError(f"map {value!r}: expected a permutation, a grid map's name, or a mapping that describes one")
+    known = {"permutation", "signs", "grid", "channels", "fixed", "shift", "layout", "keys"}
+    for key in value:
+        if key not in known:
+            raise unknown("part of a map", key, sorted(known))
+    if "keys" in value:
+        return KeysMap(tuple((key, parse_map(item)) for key, item in value["keys"].items()))
+    if "grid" in value:
+        if value["grid"] not in GRID_MAPS:
+            raise unknown("grid map", value["grid"], GRID_MAPS)
+        options = {key: _frozen(value[key]) for key in ("fixed", "shift", "layout") if key in value}
+        return GridMap(value["grid"], _permutation(value.get("channels", ())), tuple(sorted(options.items())))
+    size = len(value.get("permutation", value.get("signs", ())))
+    signs = tuple(int(sign) for sign in value.get("signs", [1] * size))
+    if len(signs) != size or any(abs(sign) != 1 for sign in signs):
+        raise UserError(f"signs {list(signs)}: expected {size} entries, each -1 or 1")
+    return VectorMap(_permutation(value.get("permutation", range(size))), signs)
+
+
+def _permutation(values: Sequence[int]) -> tuple[int, ...]:
+    permutation = tuple(int(i) for i in values)
+    if sorted(permutation) != list(range(len(permutation))):
+        raise UserError(f"{list(permutation)} is no permutation: expected each of 0..{len(permutation) - 1} once")
+    return permutation
+
+
+def _frozen(value: Any) -> Any:
+    return value if isinstance(value, str) else tuple(int(i) for i in value)

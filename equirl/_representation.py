@@ -1,0 +1,206 @@
+"""What every representation of a group obeys, and the index tables that most of them are.
+
+A representation ``rep`` is a value: immutable, comparable, described by plain JSON data. It obeys
+
+    rep(g, rep(h, x)) == rep(g * h, x)          (h acts first)
+
+and sends entry i of a permuted axis to entry ``p_g[i]``, so that ``rep(g, q)[..., p_g[a]] == q[..., a]``. Every
+representation but `Matrix` moves entries of a tensor and at most changes their sign, so one index table a shape holds
+it, and an orbit of a whole batch is one gather, whatever the data type.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from equirl.errors import UserError, unknown
+from equirl.groups import Group
+
+Tree: TypeAlias = Tensor | dict[str, Tensor]
+Index: TypeAlias = NDArray[np.int64]
+
+
+class Representation(ABC):
+    """One group acting on tensors of shape (B, ...), B being the batch."""
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Representation]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        if "kind" in cls.__dict__:
+            Representation.kinds[cls.kind] = cls
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self._constants: dict[Any, Any] = {}  # tables as tensors, one a shape, data type and device
+
+    @abstractmethod
+    def __call__(self, g: int | Tensor, x: Any) -> Any:
+        """Return x moved by the element g, or row b of x by element ``g[b]`` where g is a tensor of shape (B,)."""
+
+    @abstractmethod
+    def orbit(self, x: Any) -> Any:
+        """Return every element's image of x: shape (B, ...) -> (G, B, ...), row g being ``rep(g, x)``."""
+
+    @abstractmethod
+    def undo(self, ys: Any) -> Any:
+        """Return row g of ys moved by the inverse of g: shape (G, B, ...) -> (G, B, ...)."""
+
+    @abstractmethod
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise a `UserError` unless the representation acts on one sample of this shape (no batch)."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """Return what the constructor takes beside the group, as plain JSON data."""
+
+    @abstractmethod
+    def is_identity(self, g: int) -> bool:
+        """Return whether g leaves every tensor as it is."""
+
+    @abstractmethod
+    def describe(self, g: int) -> str:
+        """Return in a few words what the element g does."""
+
+    def stacked(self, k: int) -> Representation:
+        """Return the representation on k frames stacked along the last axis (vectors) or the channels (images)."""
+        raise UserError(f"{self!r} cannot be stacked: expected a representation on vectors or images")
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the representation as plain JSON data, the group left out."""
+        return {"kind": self.kind, **self.parameters()}
+
+    @staticmethod
+    def from_data(group: Group, data: Mapping[str, Any]) -> Representation:
+        """Return the representation that `to_data` described.
+
+        >>> from equirl import Permutation, cyclic
+        >>> rep = Permutation(cyclic(2), [[0, 1], [1, 0]])
+        >>> Representation.from_data(cyclic(2), rep.to_data()) == rep
+        True
+        """
+        kinds = Representation.kinds
+        if not isinstance(data, Mapping) or "kind" not in data:
+            raise UserError(f"representation {data!r}: expected a mapping with a 'kind', one of {', '.join(kinds)}")
+        if data["kind"] not in kinds:
+            raise unknown("kind of representation", data["kind"], kinds)
+        rest = {key: value for key, value in data.items() if key != "kind"}
+        try:
+            return kinds[data["kind"]].from_parameters(group, rest)
+        except (TypeError, KeyError) as error:
+            raise UserError(f"representation {data['kind']!r}: {error}") from None
+
+    @classmethod
+    def from_parameters(cls, group: Group, parameters: Mapping[str, Any]) -> Representation:
+        """Return the representation whose `parameters` were given."""
+        return cls(group, **parameters)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Representation) and self.group == other.group and self.to_data() == other.to_data()
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.group))
+
+    def __reduce__(self) -> Any:
+        return Representation.from_data, (self.group, self.to_data())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.group})"
+
+
+class Indexed(Representation):
+    """Moves entries of the last `rank` axes by one gather; `_table` says from where, and with which sign."""
+
+    rank = 1
+
+    @abstractmethod
+    def _table(self, shape: tuple[int, ...]) -> tuple[Index, Index | None]:
+        """Return, for entries of this shape, source indices and signs, both of shape (G, number of entries)."""
+
+    def _tables(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor | None]:
+        shape = x.shape[-self.rank :]
+        key = (shape, x.device, inverse)
+        if key not in self._constants:
+            self.check_shape(shape)
+            index, signs = self._table(tuple(shape))
+            order = self.group.inverses if inverse else np.arange(len(self.group))
+            self._constants[key] = (
+                torch.as_tensor(index[order], device=x.device),
+                None if signs is None else torch.as_tensor(signs[order], device=x.device, dtype=torch.int8),
+            )
+        if self._constants[key][1] is not None and not (x.is_floating_point() or x.is_signed()):
+            raise UserError(f"{self!r} changes signs: expected a signed data type, got {x.dtype}")
+        return self._constants[key]  # type: ignore[no-any-return]
+
+    def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
+        index, signs = self._tables(x)
+        flat = x.flatten(-self.rank)
+        rows = index[g].view(-1, *[1] * (flat.ndim - 2), flat.shape[-1]) if isinstance(g, Tensor) else index[g]
+        y = flat.gather(-1, rows.expand_as(flat))
+        if signs is not None:
+            y = y * (signs[g].view_as(rows) if isinstance(g, Tensor) else signs[g])
+        return y.view_as(x)
+
+    def orbit(self, x: Tensor) -> Tensor:
+        return self._moved(x.expand(len(self.group), *x.shape), *self._tables(x))
+
+    def undo(self, ys: Tensor) -> Tensor:
+        return self._moved(ys, *self._tables(ys, inverse=True))
+
+    def _moved(self, xs: Tensor, index: Tensor, signs: Tensor | None) -> Tensor:
+        flat = xs.flatten(-self.rank)
+        per_row = (len(self.group), *[1] * (flat.ndim - 2), flat.shape[-1])
+        ys = flat.gather(-1, index.view(per_row).expand_as(flat))
+        return (ys if signs is None else ys * signs.view(per_row)).view(xs.shape)
+
+    def _check_law(self, shape: tuple[int, ...]) -> None:
+        """Raise unless moving by h and then by g equals moving by g * h, for all pairs."""
+        index, signs = self._table(shape)
+        signs = np.ones_like(index) if signs is None else signs
+        for g, row in enumerate(self.group.table):
+            same = (index[:, index[g]] == index[row]) & (signs[:, index[g]] * signs[g] == signs[row])
+            if not same.all():
+                h = int(np.argmin(same.all(axis=1)))
+                names = self.group.names
+                raise UserError(
+                    f"not a representation of {self.group}: element {names[g]} after element {names[h]} is not "
+                    f"their product {names[row[h]]}"
+                )
+
+
+def rows_of(group: Group, name: str, values: Any) -> Index:
+    """Return integers of shape (G, size), or raise a `UserError` that names them."""
+    rows = np.array(values)
+    if rows.ndim != 2 or len(rows) != len(group) or not np.issubdtype(rows.dtype, np.integer):
+        raise UserError(
+            f"{name} of shape {rows.shape} ({rows.dtype}): expected whole numbers, a row for each of the "
+            f"{len(group)} elements of {group}"
+        )
+    return rows.astype(np.int64)
+
+
+def cycles(permutation: Sequence[int]) -> str:
+    """Return a permutation in cycle notation.
+
+    >>> cycles([0, 2, 1, 3])
+    '(1 2)'
+    """
+    seen: set[int] = set()
+    found = []
+    for start in range(len(permutation)):
+        cycle = []
+        at = start
+        while at not in seen:
+            seen.add(at)
+            cycle.append(str(at))
+            at = int(permutation[at])
+        if len(cycle) > 1:
+            found.append(f"({' '.join(cycle)})")
+    return "".join(found) or "identity"

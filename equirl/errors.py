@@ -1,0 +1,26 @@
+"""The one error that users of equirl meet, and the sentences it is made of."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake in what a user gave: one line with the value, what was expected, and the nearest valid name.
+
+    The command line prints it without a traceback and leaves with exit code 2.
+    """
+
+
+def unknown(kind: str, value: object, valid: Iterable[str]) -> UserError:
+    """Return the error for a name that is not among the valid ones, offering the nearest.
+
+    >>> unknown("method", "equitun", ["identity", "equitune"])
+    UserError("unknown method 'equitun': expected one of identity, equitune; did you mean 'equitune'?")
+    """
+    names = [str(name) for name in valid]
+    near = get_close_matches(str(value), names, n=1, cutoff=0.4) or [
+        name for name in names if str(value).lower() == name.lower()
+    ]
+    shown = ", ".join(names if len(names) <= 12 else [*names[:12], f"... ({len(names)} in all)"])
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {value!r}: expected one of {shown}{hint}")

@@ -1,0 +1,334 @@
+"""How a group moves tensors: representations on vectors, action values, images, tokens and dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from equirl._representation import Index, Indexed, Representation, cycles, rows_of
+from equirl.errors import UserError
+from equirl.grids import Grid
+from equirl.groups import Group
+
+__all__ = ["Grid", "Matrix", "PerKey", "Permutation", "Representation", "SignedPermutation", "Tokens", "Trivial"]
+
+
+class Trivial(Representation):
+    """Every element leaves x as it is, whatever its shape: rep(g, x) = x.
+
+    >>> from equirl import cyclic
+    >>> Trivial(cyclic(2)).orbit(torch.tensor([[1.0, 2.0]])).shape
+    torch.Size([2, 1, 2])
+    """
+
+    kind = "trivial"
+
+    def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
+        return x
+
+    def orbit(self, x: Tensor) -> Tensor:
+        return x.expand(len(self.group), *x.shape)
+
+    def undo(self, ys: Tensor) -> Tensor:
+        return ys
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        pass
+
+    def is_identity(self, g: int) -> bool:
+        return True
+
+    def stacked(self, k: int) -> Trivial:
+        return self
+
+    def describe(self, g: int) -> str:
+        return "identity"
+
+    def parameters(self) -> dict[str, Any]:
+        return {}
+
+
+class SignedPermutation(Indexed):
+    """Permutes the last axis and changes signs: rep(g, x)[..., p_g[i]] = s_g[i] x[..., i].
+
+    Args:
+        group: the group.
+        indices: p_g, of shape (G, size).
+        signs: s_g, of shape (G, size), each -1 or 1.
+
+    Raises:
+        UserError: a row is no permutation, a sign is not -1 or 1, or the rows do not multiply as the group does.
+
+    >>> from equirl import cyclic
+    >>> mirror = SignedPermutation(cyclic(2), [[0, 1], [0, 1]], [[1, 1], [-1, -1]])
+    >>> mirror(1, torch.tensor([1.0, -2.0]))
+    tensor([-1.,  2.])
+    """
+
+    kind = "signed_permutation"
+
+    def __init__(self, group: Group, indices: ArrayLike, signs: ArrayLike | None = None) -> None:
+        super().__init__(group)
+        self.indices = rows_of(group, "indices", indices)
+        self.signs = np.ones_like(self.indices) if signs is None else rows_of(group, "signs", signs)
+        self.size = self.indices.shape[1]
+        if not (np.sort(self.indices, axis=1) == np.arange(self.size)).all():
+            raise UserError(
+                f"indices {self.indices.tolist()}: expected each row to be a permutation of 0..{self.size - 1}"
+            )
+        if self.signs.shape != self.indices.shape or not (np.abs(self.signs) == 1).all():
+            raise UserError(f"signs {self.signs.tolist()}: expected -1 or 1 for each of the {self.size} entries")
+        self._check_law((self.size,))
+
+    def _table(self, shape: tuple[int, ...]) -> tuple[Index, Index | None]:
+        source = np.argsort(self.indices, axis=1)
+        signs = np.take_along_axis(self.signs, source, axis=1)
+        return source, (None if (signs == 1).all() else signs)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        last = shape[-1] if len(shape) else 0
+        if last != self.size:
+            stack = f"; for {last // self.size} stacked frames use symmetry.stacked({last // self.size})"
+            hint = stack if last > self.size and last % self.size == 0 else ""
+            raise UserError(f"the symmetry {self!r} acts on {self.size} entries, got shape {tuple(shape)}{hint}")
+
+    def is_identity(self, g: int) -> bool:
+        return bool((self.indices[g] == np.arange(self.size)).all() and (self.signs[g] == 1).all())
+
+    def stacked(self, k: int) -> SignedPermutation:
+        blocks = np.arange(k)[:, None] * self.size
+        indices = (self.indices[:, None, :] + blocks).reshape(len(self.group), -1)
+        return SignedPermutation(self.group, indices, np.tile(self.signs, k))
+
+    def describe(self, g: int) -> str:
+        negated = [str(i) for i in range(self.size) if self.signs[g][i] < 0]
+        moved = cycles(self.indices[g])
+        if not negated:
+            return moved
+        return f"negate {' '.join(negated)}" + ("" if moved == "identity" else f", then {moved}")
+
+    def parameters(self) -> dict[str, Any]:
+        return {"indices": self.indices.tolist(), "signs": self.signs.tolist()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.group}, size={self.size})"
+
+
+class Permutation(SignedPermutation):
+    """Permutes the last axis: rep(g, q)[..., p_g[a]] = q[..., a].
+
+    Args:
+        group: the group.
+        indices: p_g, of shape (G, size).
+
+    >>> from equirl import cyclic
+    >>> turn = Permutation(cyclic(4), [[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 0, 1], [3, 0, 1, 2]])
+    >>> turn(1, torch.tensor([10, 11, 12, 13]))
+    tensor([13, 10, 11, 12])
+    """
+
+    kind = "permutation"
+
+    def __init__(self, group: Group, indices: ArrayLike) -> None:
+        super().__init__(group, indices)
+
+    @classmethod
+    def regular(cls, group: Group) -> Permutation:
+        """Return the group acting on itself: p_g[h] = g * h."""
+        return cls(group, group.table)
+
+    def stacked(self, k: int) -> Permutation:
+        return Permutation(self.group, super().stacked(k).indices)
+
+    def parameters(self) -> dict[str, Any]:
+        return {"indices": self.indices.tolist()}
+
+
+class Matrix(Representation):
+    """Multiplies the last axis by an invertible matrix: rep(g, x) = M_g x.
+
+    Args:
+        group: the group.
+        matrices: M_g, of shape (G, size, size).
+
+    Raises:
+        UserError: the matrices do not multiply as the group does (to 1e-9).
+
+    >>> from equirl import cyclic
+    >>> turn = Matrix(cyclic(2), [[[1, 0], [0, 1]], [[-1, 0], [0, -1]]])
+    >>> turn(1, torch.tensor([1.0, 2.0]))
+    tensor([-1., -2.])
+    """
+
+    kind = "matrix"
+
+    def __init__(self, group: Group, matrices: ArrayLike) -> None:
+        super().__init__(group)
+        self.matrices = np.array(matrices, dtype=np.float64)
+        n, *square = self.matrices.shape
+        if n != len(group) or len(square) != 2 or square[0] != square[1]:
+            raise UserError(f"matrices of shape {self.matrices.shape}: expected ({len(group)}, size, size)")
+        self.size = square[0]
+        products = self.matrices[:, None] @ self.matrices[None, :]
+        if not np.allclose(products, self.matrices[group.table], atol=1e-9):
+            raise UserError(f"not a representation of {group}: the matrices do not multiply as its elements do")
+
+    def _tensor(self, x: Tensor, inverse: bool = False) -> Tensor:
+        key = (x.dtype, x.device, inverse)
+        if key not in self._constants:
+            self.check_shape(x.shape)
+            if not x.is_floating_point():
+                raise UserError(f"{self!r} multiplies by matrices: expected a floating data type, got {x.dtype}")
+            rows = self.matrices[self.group.inverses] if inverse else self.matrices
+            self._constants[key] = torch.as_tensor(rows, dtype=x.dtype, device=x.device)
+        return self._constants[key]  # type: ignore[no-any-return]
+
+    def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
+        matrices = self._tensor(x)[g]
+        return torch.einsum("bij,b...j->b...i" if isinstance(g, Tensor) else "ij,...j->...i", matrices, x)
+
+    def orbit(self, x: Tensor) -> Tensor:
+        return torch.einsum("gij,...j->g...i", self._tensor(x), x)
+
+    def undo(self, ys: Tensor) -> Tensor:
+        return torch.einsum("gij,g...j->g...i", self._tensor(ys, inverse=True), ys)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        if not len(shape) or shape[-1] != self.size:
+            raise UserError(f"the symmetry {self!r} acts on {self.size} entries, got shape {tuple(shape)}")
+
+    def is_identity(self, g: int) -> bool:
+        return np.allclose(self.matrices[g], np.eye(self.size), atol=1e-9)
+
+    def stacked(self, k: int) -> Matrix:
+        return Matrix(self.group, np.stack([np.kron(np.eye(k), matrix) for matrix in self.matrices]))
+
+    def describe(self, g: int) -> str:
+        return "identity" if self.is_identity(g) else f"matrix {self.matrices[g].round(3).tolist()}"
+
+    def parameters(self) -> dict[str, Any]:
+        return {"matrices": self.matrices.tolist()}
+
+    def __repr__(self) -> str:
+        return f"Matrix({self.group}, size={self.size})"
+
+
+class Tokens(Representation):
+    """Permutes the vocabulary of integer tokens: rep(g, x) = p_g[x], in every position.
+
+    Args:
+        group: the group.
+        indices: p_g, of shape (G, vocabulary).
+
+    >>> from equirl import cyclic
+    >>> swap = Tokens(cyclic(2), [[0, 1, 2], [0, 2, 1]])
+    >>> swap(1, torch.tensor([0, 1, 1, 2]))
+    tensor([0, 2, 2, 1])
+    """
+
+    kind = "tokens"
+
+    def __init__(self, group: Group, indices: ArrayLike) -> None:
+        super().__init__(group)
+        self.logits = Permutation(group, indices)  # how the same element moves scores over the vocabulary
+
+    def _tensor(self, x: Tensor, inverse: bool = False) -> Tensor:
+        key = (x.device, inverse)
+        if key not in self._constants:
+            if x.is_floating_point():
+                raise UserError(f"{self!r} renames tokens: expected an integer data type, got {x.dtype}")
+            rows = self.logits.indices[self.group.inverses] if inverse else self.logits.indices
+            self._constants[key] = torch.as_tensor(rows, device=x.device)
+        return self._constants[key]  # type: ignore[no-any-return]
+
+    def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
+        table = self._tensor(x)
+        if isinstance(g, Tensor):
+            return table[g].gather(-1, x.flatten(1).long()).view_as(x).to(x.dtype)
+        return table[g][x.long()].to(x.dtype)
+
+    def orbit(self, x: Tensor) -> Tensor:
+        return self._tensor(x)[:, x.long()].to(x.dtype)
+
+    def undo(self, ys: Tensor) -> Tensor:
+        return self._tensor(ys, inverse=True).gather(-1, ys.flatten(1).long()).view_as(ys).to(ys.dtype)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        pass
+
+    def is_identity(self, g: int) -> bool:
+        return self.logits.is_identity(g)
+
+    def describe(self, g: int) -> str:
+        return self.logits.describe(g)
+
+    def parameters(self) -> dict[str, Any]:
+        return self.logits.parameters()
+
+    def __repr__(self) -> str:
+        return f"Tokens({self.group}, vocabulary={self.logits.size})"
+
+
+class PerKey(Representation):
+    """Moves each entry of a dictionary by its own representation of the one group.
+
+    Args:
+        group: the group.
+        keys: a representation a key.
+
+    >>> from equirl import cyclic
+    >>> rep = PerKey(cyclic(2), {"speed": Permutation(cyclic(2), [[0, 1], [1, 0]]), "time": Trivial(cyclic(2))})
+    >>> rep(1, {"speed": torch.tensor([[1, 2]]), "time": torch.tensor([[7]])})
+    {'speed': tensor([[2, 1]]), 'time': tensor([[7]])}
+    """
+
+    kind = "per_key"
+
+    def __init__(self, group: Group, keys: Mapping[str, Representation]) -> None:
+        super().__init__(group)
+        self.keys = dict(keys)
+        for key, rep in self.keys.items():
+            if rep.group != group:
+                raise UserError(f"key {key!r} carries a representation of {rep.group}: expected one of {group}")
+
+    @classmethod
+    def from_parameters(cls, group: Group, parameters: Mapping[str, Any]) -> PerKey:
+        return cls(group, {key: Representation.from_data(group, data) for key, data in parameters["keys"].items()})
+
+    def _get(self, x: Mapping[str, Tensor]) -> list[tuple[str, Representation, Tensor]]:
+        if not isinstance(x, Mapping) or set(x) != set(self.keys):
+            got = sorted(x) if isinstance(x, Mapping) else type(x).__name__
+            raise UserError(f"{self!r} got {got}: expected a dictionary with the keys {sorted(self.keys)}")
+        return [(key, self.keys[key], value) for key, value in x.items()]
+
+    def __call__(self, g: int | Tensor, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: rep(g, value) for key, rep, value in self._get(x)}
+
+    def orbit(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: rep.orbit(value) for key, rep, value in self._get(x)}
+
+    def undo(self, ys: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: rep.undo(value) for key, rep, value in self._get(ys)}
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        raise UserError(f"{self!r} acts on dictionaries: expected a Dict space, got shape {tuple(shape)}")
+
+    def is_identity(self, g: int) -> bool:
+        return all(rep.is_identity(g) for rep in self.keys.values())
+
+    def stacked(self, k: int) -> PerKey:
+        return PerKey(self.group, {key: rep.stacked(k) for key, rep in self.keys.items()})
+
+    def describe(self, g: int) -> str:
+        return "; ".join(f"{key}: {rep.describe(g)}" for key, rep in self.keys.items())
+
+    def parameters(self) -> dict[str, Any]:
+        return {"keys": {key: rep.to_data() for key, rep in self.keys.items()}}
+
+    def __repr__(self) -> str:
+        return f"PerKey({self.group}, keys={sorted(self.keys)})"

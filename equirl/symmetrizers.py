@@ -1,0 +1,297 @@
+"""Make any function equivariant: weighted averages over the orbit of its input.
+
+Every method here is one formula with its own weights,
+
+    f_G(x) = sum_g w_g(x) rho_Y(g)^-1 f(rho_X(g) x),    w_{g h^-1}(h x) = w_g(x),    sum_g w_g(x) = 1,
+
+and the condition on the weights makes f_G(h x) = rho_Y(h) f_G(x). All views of a batch go through f in one call,
+stacked as (G * B, ...). A symmetrizer owns no backbone: the function is an argument, ``symmetrizer(f, x)``, and may
+return y of shape (B, ...) or the pair (y, features) with features of shape (B, D).
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from equirl._representation import Tree
+from equirl.errors import UserError, unknown
+from equirl.representations import Representation
+
+Function = Callable[[Any], Any]
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "max": lambda y: y.flatten(2).amax(-1),
+    "max_probability": lambda y: y.flatten(2).softmax(-1).amax(-1),
+    "entropy": lambda y: (y.flatten(2).softmax(-1) * y.flatten(2).log_softmax(-1)).sum(-1),
+}
+"""What equizero maximises over the orbit, from outputs (G, B, ...) to (G, B); "entropy" is the negative entropy."""
+
+
+class Branches(NamedTuple):
+    """What f makes of every view of a batch."""
+
+    outputs: Any  # f(g x), shape (G, B, ...)
+    undone: Any  # g^-1 f(g x), shape (G, B, ...)
+    features: Tensor | None  # shape (G, B, D)
+    views: Any  # g x, shape (G, B, ...)
+
+
+class Symmetrizer(nn.Module, ABC):
+    """A wrapper ``symmetrizer(f, x)`` whose result is equivariant at x for the group of its representations.
+
+    Args:
+        input: how the group moves x.
+        output: how the same group moves f(x); `Trivial` makes the result invariant.
+    """
+
+    method: ClassVar[str]
+    reads_features: ClassVar[bool] = False
+
+    def __init__(self, input: Representation, output: Representation) -> None:
+        super().__init__()
+        if input.group != output.group:
+            raise UserError(f"inputs move by {input.group} and outputs by {output.group}: expected one group")
+        self.input, self.output = input, output
+
+    @abstractmethod
+    def weights(self, branches: Branches) -> Tensor:
+        """Return w_g(x) of shape (G, B), summing to 1 over g."""
+
+    def branches(self, f: Function, x: Any) -> Branches:
+        """Return f of all views of the batch x, computed in one call."""
+        views = self.input.orbit(x)
+        y = f(_map(views, lambda view: view.flatten(0, 1)))
+        y, features = y if isinstance(y, tuple) else (y, None)
+        n = len(self.input.group)
+        outputs = _map(y, lambda part: part.unflatten(0, (n, -1)))
+        return Branches(
+            outputs, self.output.undo(outputs), None if features is None else features.unflatten(0, (n, -1)), views
+        )
+
+    def forward(self, f: Function, x: Any) -> Any:
+        """Return f_G(x), shape (B, ...)."""
+        branches = self.branches(f, x)
+        return _weighted(self.weights(branches), branches.undone)
+
+    def extra_repr(self) -> str:
+        return f"{self.input!r} -> {self.output!r}"
+
+
+class Identity(Symmetrizer):
+    """Leaves f as it is: f_G(x) = f(x). The plain arm of every comparison."""
+
+    method = "identity"
+
+    def weights(self, branches: Branches) -> Tensor:
+        weights = _template(branches)
+        weights[0] = 1.0
+        return weights
+
+    def forward(self, f: Function, x: Any) -> Any:
+        y = f(x)
+        return y[0] if isinstance(y, tuple) else y
+
+
+class Equitune(Symmetrizer):
+    """Averages over the orbit: f_G(x) = 1/n sum_g rho_Y(g)^-1 f(rho_X(g) x) (Basu et al. 2023, arXiv 2210.06475).
+
+    >>> from equirl import Permutation, Trivial, cyclic
+    >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
+    >>> Equitune(swap, swap)(lambda x: x * torch.tensor([1.0, 3.0]), torch.tensor([[1.0, 10.0]]))
+    tensor([[ 2., 20.]])
+    """
+
+    method = "equitune"
+
+    def weights(self, branches: Branches) -> Tensor:
+        return _template(branches) + 1.0 / len(self.input.group)
+
+    def forward(self, f: Function, x: Any) -> Any:
+        return _map(self.branches(f, x).undone, lambda part: part.mean(0))
+
+
+class LambdaEquitune(Symmetrizer):
+    """Averages with learned weights: w_g(x) = softmax_g lambda(features(g x)) (Basu et al. 2023, arXiv 2305.09900).
+
+    The net reads the features that f returns, else the view itself; it depends on x only through g x, which makes the
+    result equivariant. Its last layer starts at zero, so that training starts from `Equitune`.
+
+    Args:
+        features_dim: D, the number of features (or of entries of a view).
+        hidden: width of the two hidden layers.
+    """
+
+    method = "lambda"
+    reads_features = True
+
+    def __init__(self, input: Representation, output: Representation, features_dim: int, hidden: int = 100) -> None:
+        super().__init__(input, output)
+        self.features_dim = features_dim
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.score = nn.Sequential(
+            nn.Linear(features_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last
+        )
+
+    def weights(self, branches: Branches) -> Tensor:
+        read = branches.views if branches.features is None else branches.features
+        if isinstance(read, dict):
+            raise UserError("lambda-equitune on a dictionary: expected f to return (y, features)")
+        read = read.flatten(2).to(next(self.parameters()).dtype)
+        if read.shape[-1] != self.features_dim:
+            raise UserError(f"features_dim is {self.features_dim}: expected {read.shape[-1]}, as f returns")
+        return self.score(read).squeeze(-1).softmax(0)  # type: ignore[no-any-return]
+
+
+class Equizero(Symmetrizer):
+    """Keeps the best view: f_0(x) = rho_Y(g*)^-1 f(g* x), g* = argmax_g score(f(g x)) (arXiv 2305.09900).
+
+    Views whose scores tie with the best are averaged, since choosing one of them breaks the symmetry where g x = x.
+    In training mode the gradient is that of the mean over all views (straight-through): m - m.detach() is added.
+
+    Args:
+        score: a name from `SCORES`, or a function from outputs (G, B, ...) to scores (G, B) that every
+            permutation of the outputs leaves as they are.
+        tolerance: scores within ``tolerance * max(1, |best|)`` tie; by default 2^10 rounding errors of their dtype.
+    """
+
+    method = "equizero"
+
+    def __init__(
+        self,
+        input: Representation,
+        output: Representation,
+        score: str | Callable[[Tensor], Tensor] = "max",
+        tolerance: float | None = None,
+    ) -> None:
+        super().__init__(input, output)
+        if isinstance(score, str) and score not in SCORES:
+            raise unknown("score", score, SCORES)
+        if tolerance is not None and not tolerance >= 0:
+            raise UserError(f"tolerance {tolerance!r}: expected a number of at least 0")
+        self.score = SCORES[score] if isinstance(score, str) else score
+        self.tolerance = tolerance
+
+    def weights(self, branches: Branches) -> Tensor:
+        scores = self.score(branches.outputs)
+        best = scores.amax(0)
+        tolerance = 1024 * torch.finfo(scores.dtype).eps if self.tolerance is None else self.tolerance
+        ties = (scores >= best - tolerance * best.abs().clamp(min=1.0)).to(scores.dtype)
+        return ties / ties.sum(0)
+
+    def forward(self, f: Function, x: Any, selector: Function | None = None) -> Any:
+        """Return f_0(x); where a `selector` is given, its outputs choose the view and those of f fill it."""
+        branches = self.branches(f, x)
+        with torch.no_grad():
+            weights = self.weights(branches if selector is None else self.branches(selector, x))
+        best = _weighted(weights, branches.undone)
+        if not self.training:
+            return best
+        mean = _map(branches.undone, lambda part: part.mean(0))
+        return _map(best, lambda part, m: part.detach() + (m - m.detach()), mean)  # the value of best, bit for bit
+
+
+METHODS: dict[str, type[Symmetrizer]] = {cls.method: cls for cls in (Identity, Equitune, Equizero, LambdaEquitune)}
+"""The methods by name, plain first."""
+
+
+def make_symmetrizer(
+    method: str, input: Representation, output: Representation, features_dim: int | None = None, **options: Any
+) -> Symmetrizer:
+    """Return the symmetrizer of a method's name.
+
+    Args:
+        method: one of `METHODS`.
+        input: how the group moves inputs.
+        output: how the same group moves outputs.
+        features_dim: D, needed by ``"lambda"`` alone.
+        options: further arguments of the method's class.
+
+    Raises:
+        UserError: an unknown method or option, or lambda without `features_dim`.
+
+    >>> from equirl import Permutation, cyclic
+    >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
+    >>> make_symmetrizer("equitune", swap, swap)
+    Equitune(Permutation(C2, size=2) -> Permutation(C2, size=2))
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    chosen = METHODS[method]
+    valid = list(inspect.signature(chosen).parameters)[2:]
+    for option in options:
+        if option not in valid:
+            raise unknown(f"option of {method}", option, valid or ["none"])
+    if chosen.reads_features:
+        if features_dim is None:
+            raise UserError(f"method {method!r} without features_dim: expected the number of features that f returns")
+        options["features_dim"] = features_dim
+    return chosen(input, output, **options)
+
+
+class Symmetrized(nn.Module):
+    """A module made equivariant; the module stays as it is in `module`, with its own weights."""
+
+    def __init__(self, module: nn.Module, symmetrizer: Symmetrizer) -> None:
+        super().__init__()
+        self.module, self.symmetrizer = module, symmetrizer
+
+    def forward(self, x: Any) -> Any:
+        """Return f_G(x)."""
+        return self.symmetrizer(self.module, x)
+
+
+def symmetrize(
+    module: nn.Module,
+    *,
+    method: str,
+    input: Representation,
+    output: Representation,
+    features_dim: int | None = None,
+    **options: Any,
+) -> Symmetrized:
+    """Return a torch module made equivariant, without retraining; its weights are shared, not copied.
+
+    Args:
+        module: any module from (B, ...) to (B, ...), or to (y, features).
+        method: one of `METHODS`.
+        input: how the group moves inputs.
+        output: how the same group moves outputs.
+        features_dim: the number of features, for ``method="lambda"``.
+        options: further arguments of the method, such as ``score="entropy"`` for equizero.
+
+    >>> from equirl import Grid, Trivial, cyclic, equivariance_error
+    >>> turn, still = Grid(cyclic(4)), Trivial(cyclic(4))
+    >>> net = symmetrize(nn.Conv2d(3, 8, 3), method="equitune", input=turn, output=turn)
+    >>> equivariance_error(net, turn, turn, torch.rand(2, 3, 9, 9)) < 1e-5
+    True
+    """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"symmetrize({type(module).__name__}): expected a torch module")
+    return Symmetrized(module, make_symmetrizer(method, input, output, features_dim, **options))
+
+
+def _map(tree: Tree, f: Callable[..., Tensor], *others: Any) -> Tree:
+    """Apply f to a tensor, or to each entry of a dictionary of tensors."""
+    if isinstance(tree, dict):
+        return {key: f(value, *(other[key] for other in others)) for key, value in tree.items()}
+    return f(tree, *others)
+
+
+def _weighted(weights: Tensor, undone: Tree) -> Tree:
+    def average(part: Tensor) -> Tensor:
+        return (weights.to(part.dtype).view(*weights.shape, *[1] * (part.ndim - 2)) * part).sum(0)
+
+    return _map(undone, average)
+
+
+def _template(branches: Branches) -> Tensor:
+    first = next(iter(branches.undone.values())) if isinstance(branches.undone, dict) else branches.undone
+    return torch.zeros(first.shape[:2], dtype=first.dtype, device=first.device)

@@ -1,0 +1,206 @@
+"""The claim that an environment makes: one group with a representation on observations and one on actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from equirl._maps import Map, compose, order_of, parse_map, representation_of
+from equirl.errors import UserError, unknown
+from equirl.groups import Group, closure, trivial
+from equirl.representations import PerKey, Permutation, Representation, SignedPermutation, Trivial
+
+
+class Symmetry(dict[str, Any]):
+    """One group that moves observations and actions together.
+
+    An optimal action-value function obeys Q*(g s, g a) = Q*(s, a) when transitions, rewards and termination are
+    unchanged by every g (van der Pol et al. 2020, arXiv 2006.16908). A Symmetry is the dictionary of its own plain JSON
+    data, so SB3 writes it into a model's zip as readable text and reads it back without unpickling.
+
+    Args:
+        observation: how the group moves observations.
+        action: how the same group moves actions (for a discrete space: action values).
+        name: what it is called, for instance the environment's id.
+
+    Raises:
+        UserError: two different groups, or an element that moves actions but leaves every observation as it is.
+
+    >>> cartpole = Symmetry.generated_by(({"signs": [-1, -1, -1, -1]}, [1, 0]), name="mine")
+    >>> cartpole.group, cartpole["action"]
+    (C2, {'kind': 'permutation', 'indices': [[0, 1], [1, 0]]})
+    >>> import json; Symmetry.from_data(json.loads(json.dumps(cartpole))) == cartpole
+    True
+    """
+
+    def __init__(self, observation: Representation, action: Representation, name: str = "") -> None:
+        if observation.group != action.group:
+            raise UserError(
+                f"observations move by {observation.group} and actions by {action.group}: expected one group"
+            )
+        for g in range(len(observation.group)):
+            if observation.is_identity(g) and not action.is_identity(g):
+                raise UserError(
+                    f"element {observation.group.names[g]} moves actions but leaves every observation as it is: "
+                    "expected observation and action generators of matching order"
+                )
+        super().__init__(
+            name=name, group=observation.group.to_data(), observation=observation.to_data(), action=action.to_data()
+        )
+        self.observation, self.action, self.name = observation, action, name
+
+    @property
+    def group(self) -> Group:
+        """The group that moves both."""
+        return self.observation.group
+
+    @staticmethod
+    def from_data(data: Mapping[str, Any]) -> Symmetry:
+        """Return the symmetry whose plain data are given."""
+        if isinstance(data, Symmetry):
+            return data
+        missing = {"group", "observation", "action"} - set(data)
+        if missing:
+            raise UserError(f"symmetry data without {sorted(missing)}: expected group, observation, action and name")
+        group = Group.from_data(data["group"])
+        seen, done = (Representation.from_data(group, data[key]) for key in ("observation", "action"))
+        return Symmetry(seen, done, str(data.get("name", "")))
+
+    @staticmethod
+    def generated_by(*generators: tuple[Any, Any], name: str = "") -> Symmetry:
+        """Return the symmetry of all products of generators, each an (observation map, action map) in plain terms.
+
+        Vectors: ``{"signs": [...], "permutation": [...]}``; actions: a permutation; pictures: a name such as
+        ``"rot90"`` or ``{"grid": "flip_x", "channels": [...]}``; dictionaries: ``{"keys": {key: map}}``.
+
+        Raises:
+            UserError: a map that is malformed, or whose repetitions on observations and actions do not match.
+
+        >>> turn, mirror = ("rot90", [1, 2, 3, 0]), ("flip_x", [0, 3, 2, 1])
+        >>> Symmetry.generated_by(turn, mirror).group
+        D4
+        """
+        if not generators:
+            raise UserError("no generators: expected at least one (observation map, action map)")
+        pairs: list[tuple[Map, Map]] = [(parse_map(seen), parse_map(done)) for seen, done in generators]
+        for number, (seen, done) in enumerate(pairs, 1):
+            if order_of(seen) % order_of(done):
+                raise UserError(
+                    f"generator {number} has order {order_of(seen)} on observations and {order_of(done)} on actions: "
+                    "expected the order on actions to divide the order on observations"
+                )
+        elements, group = closure(
+            pairs,
+            lambda later, earlier: (compose(later[0], earlier[0]), compose(later[1], earlier[1])),
+            (pairs[0][0].identity(), pairs[0][1].identity()),
+        )
+        seen_maps, done_maps = zip(*elements, strict=True)
+        return Symmetry(representation_of(group, seen_maps), representation_of(group, done_maps), name)
+
+    def check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        """Raise a `UserError` unless the symmetry acts on these Gymnasium spaces."""
+        _check_space("observation", self.observation, observation_space)
+        _check_space("action", self.action, action_space)
+        if isinstance(action_space, spaces.Discrete) and not isinstance(self.action, Permutation | Trivial):
+            raise UserError(f"{self.action!r} on {action_space}: expected a permutation of discrete actions")
+
+    def stacked(self, k: int) -> Symmetry:
+        """Return the symmetry of k observations stacked along the last axis (vectors) or the channels (images)."""
+        return self if k == 1 else Symmetry(self.observation.stacked(k), self.action, self.name)
+
+    def __reduce__(self) -> Any:
+        return Symmetry.from_data, (dict(self),)
+
+    def __repr__(self) -> str:
+        return f"Symmetry({self.name or 'unnamed'}: {self.observation!r} on observations, {self.action!r} on actions)"
+
+
+def no_symmetry() -> Symmetry:
+    """Return the symmetry of the identity alone, which fits every space."""
+    return Symmetry(Trivial(trivial()), Trivial(trivial()), "none")
+
+
+_REGISTRY: dict[str, Symmetry | Callable[[], Symmetry]] = {"none": no_symmetry}
+_LOADED: list[bool] = []
+
+
+def register_symmetry(name: str, symmetry: Symmetry | Callable[[], Symmetry]) -> None:
+    """Make a symmetry known under a name, usually the environment's id; a function is called when first asked for.
+
+    Packages add theirs by an entry point of the group ``equirl.symmetries`` that names a module which calls this.
+    """
+    _REGISTRY[name] = symmetry
+
+
+def registered_symmetries() -> list[str]:
+    """Return every registered name."""
+    if not _LOADED:
+        _LOADED.append(True)  # before loading, so that a catalogue may itself ask for names
+        for entry in entry_points(group="equirl.symmetries"):
+            entry.load()
+    return sorted(_REGISTRY)
+
+
+def resolve_symmetry(value: str | Mapping[str, Any]) -> Symmetry:
+    """Return the Symmetry that a registered name, a Symmetry or its plain data stand for.
+
+    >>> resolve_symmetry("CartPole-v1").group
+    C2
+    """
+    if isinstance(value, Mapping):
+        return Symmetry.from_data(value)
+    if not isinstance(value, str):
+        raise UserError(f"symmetry {value!r}: expected a registered name, a Symmetry or its plain data")
+    names = registered_symmetries()
+    if value not in names:
+        raise unknown("symmetry", value, names)
+    source = _REGISTRY[value]
+    if not isinstance(source, Symmetry):
+        _REGISTRY[value] = source = source()
+    return source
+
+
+def symmetry_of(env: str | gym.Env[Any, Any]) -> Symmetry | None:
+    """Return the symmetry that an environment carries or that is registered for its id, or None."""
+    if not isinstance(env, str):
+        try:
+            return cast(Symmetry, env.get_wrapper_attr("symmetry"))
+        except AttributeError:
+            env = env.spec.id if env.spec is not None else ""
+    return resolve_symmetry(env) if env in registered_symmetries() else None
+
+
+def _check_space(role: str, rep: Representation, space: spaces.Space[Any]) -> None:
+    if isinstance(space, spaces.Dict) and isinstance(rep, PerKey):
+        if set(space.spaces) != set(rep.keys):
+            raise UserError(f"{role} keys {sorted(space.spaces)}: expected {sorted(rep.keys)}, a representation each")
+        for key, part in space.spaces.items():
+            _check_space(f"{role} {key!r}", rep.keys[key], part)
+        return
+    if isinstance(space, spaces.Dict) and not isinstance(rep, Trivial):
+        raise UserError(f"{role} space is a Dict: expected a PerKey representation, got {rep!r}")
+    signed = isinstance(rep, SignedPermutation) and bool((rep.signs < 0).any())
+    if signed and isinstance(space, spaces.Box) and np.dtype(space.dtype).kind not in "if":
+        raise UserError(f"{role} space holds {space.dtype}: expected signed numbers, since {rep!r} changes signs")
+    try:
+        rep.check_shape(_vector_shape(space))
+    except UserError as error:
+        raise UserError(f"{role} space {_short(space)}: {error}") from None
+
+
+def _vector_shape(space: spaces.Space[Any]) -> tuple[int, ...]:
+    """Return the shape on which a representation acts: discrete spaces count as one-hot vectors."""
+    if isinstance(space, spaces.Discrete):
+        return (int(space.n),)
+    if isinstance(space, spaces.MultiDiscrete):
+        return (int(space.nvec.sum()),)
+    return tuple(space.shape or ())
+
+
+def _short(space: spaces.Space[Any]) -> str:
+    return f"Box{space.shape}" if isinstance(space, spaces.Box) else str(space)
