@@ -1,0 +1,1 @@
+"""Equivariant policies for Stable-Baselines3, one module an algorithm, under SB3's own policy names."""
