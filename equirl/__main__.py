@@ -1,0 +1,5 @@
+"""``python -m equirl``: the command line."""
+
+from equirl.cli import main
+
+main()

@@ -1,0 +1,216 @@
+"""What happens during training beside learning: progress, symmetry in TensorBoard, checkpoints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam, Image
+
+from equirl.checkpoints import save_checkpoint
+from equirl.checks import equivariance_error, greedy_disagreement
+from equirl.figures import orbit_picture
+from equirl.symmetrizers import Equizero, LambdaEquitune
+
+TEXT_ONLY = ("stdout", "log", "json", "csv")
+
+
+class EveryNSteps(BaseCallback):
+    """Calls `act` each time another n environment steps have been taken, however many environments take them."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every = every
+        self._due = 0
+
+    def _on_training_start(self) -> None:
+        self._due = (self.num_timesteps // self.every + 1) * self.every
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self._due:
+            self._due = (self.num_timesteps // self.every + 1) * self.every
+            self.act()
+        return True
+
+    def act(self) -> None:
+        """Do what is due."""
+        raise NotImplementedError
+
+
+class ProgressCallback(BaseCallback):
+    """A bar with steps per second, recent return and time left; where no terminal listens, a line every tenth.
+
+    Args:
+        total: the number of steps at which the run ends.
+        console: where to draw, standard error by default.
+    """
+
+    def __init__(self, total: int, console: Console | None = None) -> None:
+        super().__init__()
+        self.total = total
+        self.console = console or Console(file=sys.stderr)
+        self._bar: Progress | None = None
+
+    def _on_training_start(self) -> None:
+        self._started, self._first, self._said = time.monotonic(), self.num_timesteps, self.num_timesteps
+        if self.console.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]:>7,.0f} steps/s"),
+                TextColumn("return {task.fields[reward]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                console=self.console,
+                refresh_per_second=4,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.total, completed=self.num_timesteps, speed=0.0, reward="-")
+            self._shown = 0.0
+
+    def _on_step(self) -> bool:
+        now = time.monotonic()
+        if self._bar is not None and now - self._shown > 0.25:
+            self._shown = now
+            self._bar.update(self._task, completed=self.num_timesteps, speed=self._speed(now), reward=self._reward())
+        elif self._bar is None and self.num_timesteps - self._said >= self.total / 10:
+            self._said = self.num_timesteps
+            left = (self.total - self.num_timesteps) / max(self._speed(now), 1e-9)
+            self.console.print(
+                f"{self.num_timesteps:,}/{self.total:,} steps  {self._speed(now):,.0f} steps/s  "
+                f"return {self._reward()}  {left:.0f} s left",
+                highlight=False,
+            )
+        return True
+
+    def _on_training_end(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the terminal, also after an interruption."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.num_timesteps, reward=self._reward())
+            self._bar.stop()
+            self._bar = None
+
+    def _speed(self, now: float) -> float:
+        return (self.num_timesteps - self._first) / max(now - self._started, 1e-9)
+
+    def _reward(self) -> str:
+        recent = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+        return f"{np.mean(recent):.1f}" if recent else "-"
+
+
+class SymmetryCallback(EveryNSteps):
+    """Writes to TensorBoard how symmetric the agent and the plain network inside it are.
+
+    ``symmetry/equivariance_error`` (of the agent), ``symmetry/greedy_disagreement`` (how often the plain network's
+    greedy action breaks the symmetry), the weight of each element as ``symmetry/lambda_<element>`` with a histogram
+    (lambda) or ``symmetry/chosen_<element>`` (equizero), and a picture of one observation's orbit with action values.
+
+    Args:
+        every: environment steps between two looks.
+        action_names: what the picture calls the actions.
+        samples: observations looked at, drawn from the replay buffer.
+    """
+
+    def __init__(self, every: int, action_names: Sequence[str], samples: int = 128) -> None:
+        super().__init__(every)
+        self.action_names, self.samples = action_names, samples
+        self.last_error = float("nan")
+        self._random = np.random.default_rng(0)  # its own, so that looking does not change what is learnt
+
+    def _on_training_end(self) -> None:
+        self.act()
+
+    def act(self) -> None:
+        """Look at the agent as it is now, and write down what is seen."""
+        observations = self._sample()
+        if observations is None:
+            return
+        policy: Any = self.model.policy
+        net, symmetry, was_training = policy.q_net, policy.symmetry, policy.q_net.training
+        net.set_training_mode(False)
+        with torch.no_grad():
+            self.last_error = equivariance_error(net, symmetry.observation, symmetry.action, observations)
+            disagreement = greedy_disagreement(net.plain, symmetry.observation, symmetry.action, observations)
+            self.logger.record("symmetry/equivariance_error", self.last_error, exclude=TEXT_ONLY)
+            self.logger.record("symmetry/greedy_disagreement", disagreement, exclude=TEXT_ONLY)
+            self._record_weights(net, observations)
+            self._record_orbit(net, observations)
+        net.set_training_mode(was_training)
+        self.logger.dump(self.num_timesteps)
+
+    def _sample(self) -> Any:
+        """Return observations from the replay buffer as the network reads them, or None while it is empty."""
+        model: Any = self.model
+        buffer = model.replay_buffer
+        filled = buffer.buffer_size if buffer.full else buffer.pos
+        if not filled:
+            return None
+        rows = self._random.integers(filled, size=self.samples)
+        columns = self._random.integers(buffer.n_envs, size=self.samples)
+        stored = buffer.observations
+        if isinstance(stored, dict):
+            return {key: buffer.to_torch(part[rows, columns]) for key, part in stored.items()}
+        return buffer.to_torch(stored[rows, columns])
+
+    def _record_weights(self, net: Any, observations: Any) -> None:
+        if not isinstance(net.symmetrizer, LambdaEquitune | Equizero):
+            return
+        label = "lambda" if isinstance(net.symmetrizer, LambdaEquitune) else "chosen"
+        weights = net.element_weights(observations)
+        for name, row in zip(net.symmetry.group.names, weights, strict=True):
+            self.logger.record(f"symmetry/{label}_{name}", float(row.mean()), exclude=TEXT_ONLY)
+        if label == "lambda":
+            self.logger.record("symmetry/lambda", weights.flatten(), exclude=TEXT_ONLY)
+
+    def _record_orbit(self, net: Any, observations: Any) -> None:
+        if isinstance(observations, dict):
+            return
+        views = net.symmetry.observation.orbit(observations[:1])
+        values = net(views.flatten(0, 1))
+        picture = orbit_picture(
+            views[:, 0].cpu().numpy(), values.cpu().numpy(), net.symmetry.group.names, self.action_names
+        )
+        self.logger.record("symmetry/orbit", Image(picture, "HWC"), exclude=TEXT_ONLY)
+
+
+class CheckpointCallback(EveryNSteps):
+    """Writes a checkpoint into the run's folder every so many steps and at the end."""
+
+    def __init__(self, every: int, folder: Path) -> None:
+        super().__init__(every)
+        self.folder = folder
+
+    def act(self) -> None:
+        """Write the checkpoint."""
+        save_checkpoint(self.model, self.folder)
+
+    def _on_training_end(self) -> None:
+        self.act()
+
+
+class HyperparametersCallback(BaseCallback):
+    """Fills TensorBoard's HPARAMS page with the run's settings and the numbers to compare runs by."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        plain = (bool, int, float, str)
+        self.settings = {key: value if isinstance(value, plain) else str(value) for key, value in settings.items()}
+
+    def _on_training_start(self) -> None:
+        metrics = ("rollout/ep_rew_mean", "eval/mean_reward", "symmetry/equivariance_error")
+        self.logger.record("hparams", HParam(self.settings, dict.fromkeys(metrics, 0.0)), exclude=TEXT_ONLY)
+
+    def _on_step(self) -> bool:
+        return True

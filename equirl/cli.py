@@ -1,0 +1,253 @@
+"""The command line: ``equirl train``, ``evaluate``, ``enjoy`` and ``symmetries``.
+
+Results go to standard output, as tables or, with ``--json``, as one JSON document; progress goes to standard error.
+Exit code 0: done. 1: the answer is no. 2: bad input, said in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from equirl.errors import UserError
+
+app = typer.Typer(
+    help="Equivariant reinforcement-learning agents for Gymnasium and Stable-Baselines3.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Model = Annotated[str, typer.Argument(help="A run folder such as logs/dqn/CartPole-v1_1, or a zip inside one.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    # TensorBoard's writers look for TensorFlow, whose absence is of no interest to anyone here.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@app.callback()
+def _group() -> None:
+    """Equivariant reinforcement-learning agents for Gymnasium and Stable-Baselines3."""
+
+
+@app.command()
+def train(
+    env: Annotated[str, typer.Option("--env", help="Gymnasium id of the environment.")] = "CartPole-v1",
+    algo: Annotated[str, typer.Option("--algo", help="Algorithm.")] = "dqn",
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="identity, equitune, equizero or lambda; the configuration's if not given."),
+    ] = None,
+    symmetry: Annotated[
+        str | None, typer.Option("--symmetry", help="auto (from the catalogue), none, or a name that is listed.")
+    ] = None,
+    n_timesteps: Annotated[int | None, typer.Option("-n", "--n-timesteps", help="Environment steps.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    log_folder: Annotated[Path, typer.Option("-f", "--log-folder", help="Where run folders go.")] = Path("logs"),
+    hyperparams: Annotated[
+        list[str] | None, typer.Option("-P", "--hyperparams", help="Overrides, key:value; may be repeated.")
+    ] = None,
+    conf_file: Annotated[
+        Path | None, typer.Option("--conf-file", help="Hyper-parameters in RL Zoo's format, in place of ours.")
+    ] = None,
+    n_envs: Annotated[int | None, typer.Option("--n-envs", help="Environments side by side.")] = None,
+    eval_freq: Annotated[int | None, typer.Option("--eval-freq", help="Steps between evaluations.")] = None,
+    eval_episodes: Annotated[int, typer.Option("--eval-episodes", help="Episodes an evaluation.")] = 5,
+    save_freq: Annotated[int | None, typer.Option("--save-freq", help="Steps between checkpoints.")] = None,
+    num_threads: Annotated[
+        int | None, typer.Option("--num-threads", help="Torch's threads; 1 if not given, all for Atari; -1 for all.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on in this run folder from its last checkpoint.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one agent, with progress, TensorBoard curves, checkpoints and a closing evaluation."""
+    from equirl.config import parse_overrides
+    from equirl.runs import settings_of
+    from equirl.training import resume as resume_run
+    from equirl.training import train as train_run
+
+    console = Console(file=sys.stderr)
+    _use_threads(num_threads if num_threads is not None else -1 if env.startswith("ALE/") else 1)
+    if n_timesteps is not None and n_timesteps < 1:
+        raise UserError(f"-n {n_timesteps}: expected a whole number of at least 1")
+    if resume is not None:
+        result = resume_run(resume, n_timesteps, console)
+    else:
+        own = {"method": method, "symmetry": symmetry, "n_timesteps": n_timesteps, "n_envs": n_envs}
+        overrides = {
+            **parse_overrides(hyperparams or []),
+            **{key: value for key, value in own.items() if value is not None},
+        }
+        settings = settings_of(algo, env, overrides, conf_file, seed, device)
+        if not as_json:
+            console.print(
+                f"{algo} on {env}: {settings.method}, {settings.symmetry.group} "
+                f"({settings.symmetry.name or 'given'}), {settings.n_timesteps:,} steps, seed {seed}",
+                highlight=False,
+            )
+        result = train_run(settings, log_folder, eval_freq, eval_episodes, save_freq, console)
+    if as_json:
+        return _print_json(result)
+    error = result["equivariance_error"]
+    _print_table(
+        f"{result['algorithm']} on {result['environment']}",
+        {
+            "mean return": f"{result['mean_return']:.2f} +- {result['std_return']:.2f} ({result['episodes']} episodes)",
+            "equivariance error": "not measured (no observations)" if error is None else f"{error:.1e}",
+            "method, group": f"{result['method']}, {result['group']}",
+            "time": f"{result['seconds']:.0f} s, {result['steps_per_second']:,.0f} steps/s",
+            "folder": result["folder"],
+            "TensorBoard": f"tensorboard --logdir {result['folder']}",
+        },
+    )
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    episodes: Annotated[int, typer.Option("--episodes", help="Episodes a method.")] = 20,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="all, or names with commas; the trained one if not given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure an agent's return under its own method, or under each on the same episodes, and recommend one."""
+    from equirl.evaluation import compare_methods, load_agent, methods_for
+
+    _, settings = load_agent(model)
+    result = compare_methods(model, methods_for(methods or settings.method, settings.method), episodes)
+    if as_json:
+        return _print_json(result)
+    table = Table(title=f"{result['environment']}, {result['group']}, {episodes} episodes")
+    for column in ("method", "mean return", "95% interval", "equivariance error", "greedy disagreement"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in result["methods"]:
+        table.add_row(
+            row["method"] + (" (trained)" if row["trained"] else ""),
+            f"{row['mean_return']:.2f} +- {row['std_return']:.2f}",
+            "{:.2f} .. {:.2f}".format(*row["interval"]),
+            f"{row['equivariance_error']:.1e}",
+            f"{row['greedy_disagreement']:.1%}",
+        )
+    Console().print(table)
+    Console().print(f"recommended: {result['recommended']}", highlight=False)
+
+
+@app.command()
+def enjoy(
+    model: Model,
+    episodes: Annotated[int, typer.Option("--episodes", help="Episodes to play.")] = 1,
+    video: Annotated[
+        Path | None, typer.Option("--video", help="Film into this .gif or .mp4, without a window.")
+    ] = None,
+    n_timesteps: Annotated[int, typer.Option("-n", "--n-timesteps", help="The most steps in all.")] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the first episode.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Let an agent play, in a window or on film."""
+    from equirl.evaluation import play
+
+    for name, value in (("--episodes", episodes), ("-n", n_timesteps)):
+        if value < 1:
+            raise UserError(f"{name} {value}: expected a whole number of at least 1")
+    result = play(model, episodes, video, n_timesteps, seed)
+    if as_json:
+        return _print_json(result)
+    rows = {f"episode {i}": f"{value:.2f}" for i, value in enumerate(result["returns"], 1)}
+    if not rows:
+        rows = {"episodes": f"none ended within {n_timesteps:,} steps"}
+    _print_table(result["environment"], rows | ({"video": result["video"]} if result["video"] else {}))
+
+
+@app.command()
+def symmetries(
+    env: Annotated[str | None, typer.Argument(help="An environment's id; all of them if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the catalogue of symmetries, or show what each element of one environment's symmetry does."""
+    from equirl.envs import ENTRIES
+    from equirl.envs.catalogue import entry_named
+    from equirl.symmetry import registered_symmetries, resolve_symmetry
+
+    if env is None:
+        listed = {entry.name: entry for entry in ENTRIES}
+        rows: list[dict[str, Any]] = []
+        for name in registered_symmetries():
+            entry, found = listed.get(name), resolve_symmetry(name)
+            rows.append(
+                {
+                    "name": name,
+                    "group": str(found.group),
+                    "order": len(found.group),
+                    "verdict": entry.verdict if entry else "exact" if name == "none" else "declared by its package",
+                    "note": entry.note if entry else "the identity alone, for a plain agent" if name == "none" else "",
+                    "wrapper": entry.wrapper if entry else None,
+                    "extra": entry.extra if entry else None,
+                }
+            )
+        if as_json:
+            return _print_json(rows)
+        table = Table(title="symmetries")
+        for column in ("name", "group", "verdict", "note"):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            hint = f" (pip install 'equirl\\[{row['extra']}]')" if row["extra"] else ""
+            table.add_row(row["name"], row["group"], row["verdict"], f"{row['note']}{hint}")
+        return Console().print(table)
+    found = resolve_symmetry(env)
+    elements = [
+        {"element": name, "observation": found.observation.describe(g), "action": found.action.describe(g)}
+        for g, name in enumerate(found.group.names)
+    ]
+    if as_json:
+        return _print_json({"name": env, "group": str(found.group), "elements": elements, "data": found})
+    known = {entry.name: entry for entry in ENTRIES}
+    table = Table(title=f"{env}: {found.group}" + (f", {entry_named(env).verdict}" if env in known else ""))
+    for column in ("element", "on observations", "on actions"):
+        table.add_column(column, overflow="fold")
+    for element in elements:
+        table.add_row(*element.values())
+    return Console().print(table)
+
+
+def _use_threads(count: int) -> None:
+    """Let torch use so many threads: on small networks one is faster than several, and far faster on a busy machine."""
+    import torch
+
+    if count == 0 or count < -1:
+        raise UserError(f"--num-threads {count}: expected a whole number of at least 1, or -1 for all")
+    if count > 0:
+        torch.set_num_threads(count)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_table(title: str, rows: dict[str, str]) -> None:
+    """Print pairs as a table, the values whole: a path or a command that wraps cannot be copied."""
+    console = Console()
+    table = Table(title=title, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ignore")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table, crop=False, soft_wrap=True)
