@@ -5,7 +5,7 @@
     model = DQN(MlpPolicy, "CartPole-v1", policy_kwargs=dict(symmetry="CartPole-v1", method="equitune"))
 
 The action values obey Q(g s, g a) = Q(s, a) for every element g of the symmetry's group. Greedy actions are SB3's: the
-lowest index among equal action values, which is the one choice that no symmetry can make where g s = s.
+lowest index among equal action values, a choice that no symmetry can make where g s = s.
 The state dict keeps SB3's keys (lambda-equitune adds its own small net), so weights of a plain agent load as they are.
 """
 
@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn import policies as sb3
 
 from equirl.agents.extractors import SizedCombinedExtractor, SmallCNN, default_cnn
 from equirl.errors import UserError
+from equirl.representations import Grid, PerKey, Representation
 from equirl.symmetrizers import Equizero, make_symmetrizer
 from equirl.symmetry import Symmetry, resolve_symmetry
 
@@ -46,39 +47,51 @@ class QNetwork(sb3.QNetwork):
         self.symmetrizer = make_symmetrizer(
             method, symmetry.observation, symmetry.action, features_dim=width, **symmetrizer_kwargs
         )
-        # Boxes are moved raw (uint8 pictures before the cast); the rest as the one-hot vectors that SB3 makes of them.
-        self._moves_raw = all(isinstance(space, spaces.Box) for space in _leaves(self.observation_space))
         self._selector: tuple[QNetwork, ...] = ()  # a tuple, so that torch does not take it for a part of this net
 
     def forward(self, obs: PyTorchObs) -> torch.Tensor:
         """Return equivariant action values, shape (B, actions)."""
+        return self.symmetrized(self.movable(obs))
+
+    def symmetrized(self, movable: PyTorchObs) -> torch.Tensor:
+        """Return equivariant action values of what `movable` returned: the function whose equivariance can be measured.
+
+        It equals `forward` but for discrete observations, which the symmetry moves as one-hot vectors.
+        """
         selector = (self._selector[0].values_and_features,) if self._selector else ()
-        values: torch.Tensor = self.symmetrizer(self.values_and_features, self._movable(obs), *selector)
+        values: torch.Tensor = self.symmetrizer(self.values_and_features, movable, *selector)
         return values
+
+    def movable(self, obs: PyTorchObs) -> PyTorchObs:
+        """Return observations as the symmetry moves them: pictures as they are (uint8), the rest as SB3 encodes it."""
+        return self._preprocessed(obs, pictures=False)
 
     def element_weights(self, obs: PyTorchObs) -> torch.Tensor:
         """Return the weight of each element's view, shape (G, B)."""
-        return self.symmetrizer.weights(self.symmetrizer.branches(self.values_and_features, self._movable(obs)))
+        return self.symmetrizer.weights(self.symmetrizer.branches(self.values_and_features, self.movable(obs)))
 
     def plain(self, obs: PyTorchObs) -> torch.Tensor:
         """Return the action values of the network as it is, without its symmetrizer."""
         return super().forward(obs)
 
-    def values_and_features(self, obs: PyTorchObs) -> tuple[torch.Tensor, torch.Tensor]:
+    def values_and_features(self, movable: PyTorchObs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return plain action values and the activations before the last layer, shape (B, D)."""
-        features = (
-            self.extract_features(obs, self.features_extractor) if self._moves_raw else self.features_extractor(obs)
-        )
+        features = self.features_extractor(self._preprocessed(movable, pictures=True))
         *hidden, last = self.q_net
         for layer in hidden:
             features = layer(features)
         return last(features), features
 
-    def _movable(self, obs: PyTorchObs) -> PyTorchObs:
-        """Return observations in the form that the representation moves."""
-        if self._moves_raw:
-            return obs
-        return preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+    def _preprocessed(self, obs: PyTorchObs, pictures: bool) -> PyTorchObs:
+        """Return observations with their pictures, or all but these, as SB3 hands them to features extractors."""
+
+        def part(x: Any, space: spaces.Space[Any]) -> Any:
+            return preprocess_obs(x, space, self.normalize_images) if is_image_space(space) == pictures else x
+
+        space = self.observation_space
+        if isinstance(obs, dict) and isinstance(space, spaces.Dict):
+            return {key: part(x, space[key]) for key, x in obs.items()}
+        return part(obs, space)  # type: ignore[no-any-return]
 
     def select_by(self, other: QNetwork) -> None:
         """Let another network choose equizero's views while this one fills them (as double Q-learning does)."""
@@ -127,6 +140,7 @@ class DQNPolicy(sb3.DQNPolicy):
     ) -> None:
         self.symmetry = resolve_symmetry(symmetry)
         self.symmetry.check_spaces(observation_space, action_space)
+        _check_layout(self.symmetry.observation, observation_space)
         self.method, self.symmetrizer_kwargs = method, dict(symmetrizer_kwargs or {})
         self.double_selection = double_selection
         if double_selection and method != Equizero.method:
@@ -163,12 +177,19 @@ class CnnPolicy(DQNPolicy):
     """`DQNPolicy` for pictures: NatureCNN from 36 pixels a side, `SmallCNN` below, or the extractor that is given."""
 
     def __init__(
-        self, observation_space: spaces.Space[Any], action_space: spaces.Discrete, *args: Any, **kwargs: Any
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        extractor = kwargs.setdefault("features_extractor_class", default_cnn(observation_space))
-        if issubclass(extractor, NatureCNN | SmallCNN) and len(args) < 2:
+        if "features_extractor_class" not in kwargs:
+            normalized = not kwargs.get("normalize_images", True)
+            kwargs["features_extractor_class"] = default_cnn(observation_space, normalized)
+        if not args and issubclass(kwargs["features_extractor_class"], NatureCNN | SmallCNN):
             kwargs.setdefault("net_arch", [])
-        super().__init__(observation_space, action_space, *args, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
 
 class MultiInputPolicy(DQNPolicy):
@@ -181,5 +202,14 @@ class MultiInputPolicy(DQNPolicy):
         super().__init__(observation_space, action_space, *args, **kwargs)
 
 
-def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
-    return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+def _check_layout(rep: Representation, space: spaces.Space[Any]) -> None:
+    """Raise a `UserError` for channels-last symmetries of pictures, which SB3 has turned channels-first by now."""
+    if isinstance(rep, PerKey) and isinstance(space, spaces.Dict):
+        for key, part in rep.keys.items():
+            _check_layout(part, space[key])
+    elif isinstance(rep, Grid) and rep.layout == "HWC" and is_image_space(space):
+        channels, *sides = space.shape or ()
+        if channels < min(sides):
+            raise UserError(
+                f"layout 'HWC' on pictures {space.shape}: expected 'CHW', as SB3 hands pictures to policies"
+            )

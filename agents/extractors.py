@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from torch import Tensor, nn
 
@@ -25,16 +25,9 @@ class SmallCNN(BaseFeaturesExtractor):
         observation_space: a Box of shape (C, H, W).
         features_dim: number of features.
         width: channels of each convolution.
-        normalized_image: accepted as SB3 passes it; nothing depends on it.
     """
 
-    def __init__(
-        self,
-        observation_space: gym.Space[Any],
-        features_dim: int = 128,
-        width: int = 32,
-        normalized_image: bool = False,
-    ) -> None:
+    def __init__(self, observation_space: gym.Space[Any], features_dim: int = 128, width: int = 32) -> None:
         super().__init__(observation_space, features_dim)
         channels, height, side = _picture(observation_space)
         self.cnn = nn.Sequential(
@@ -60,28 +53,25 @@ class PretrainedExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: what the module reads, after SB3's preprocessing (pictures scaled to [0, 1]).
         module: maps (B, ...) to (B, ...); its outputs are flattened.
-        frozen: keep its weights, and its batch statistics and dropout in evaluation mode, while the rest learns.
+        frozen: keep its weights, and its batch statistics and dropout in evaluation mode, while the rest learns;
+            otherwise those of its parameters learn that require gradients.
+
+    Raises:
+        UserError: no module, or one that does not map such observations to features.
 
     >>> from equirl.agents.dqn import CnnPolicy
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
     >>> kwargs = dict(features_extractor_class=PretrainedExtractor, features_extractor_kwargs=dict(module=net))
     """
 
-    def __init__(
-        self,
-        observation_space: gym.Space[Any],
-        module: nn.Module,
-        frozen: bool = True,
-        normalized_image: bool = False,
-    ) -> None:
+    def __init__(self, observation_space: gym.Space[Any], module: nn.Module, frozen: bool = True) -> None:
         if not isinstance(module, nn.Module):
             raise UserError(f"module is a {type(module).__name__}: expected a torch module as features extractor")
-        copied = deepcopy(module).eval()  # online and target network never share one
-        with torch.no_grad():
-            sample = torch.as_tensor(observation_space.sample()[None]).float()
-            features_dim = copied(sample).flatten(1).shape[1]
-        super().__init__(observation_space, features_dim)
-        self.module, self.frozen = copied.requires_grad_(not frozen), frozen
+        copied = deepcopy(module).cpu().eval()  # online and target network never share one
+        super().__init__(observation_space, _features_dim(copied, observation_space))
+        self.module, self.frozen = copied, frozen
+        if frozen:
+            copied.requires_grad_(False)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return the module's outputs, flattened to (B, features_dim)."""
@@ -104,7 +94,8 @@ class SizedCombinedExtractor(CombinedExtractor):
         small = {
             key: space
             for key, space in observation_space.spaces.items()
-            if is_image_space(space, normalized_image=normalized_image) and default_cnn(space) is SmallCNN
+            if is_image_space(space, normalized_image=normalized_image)
+            and default_cnn(space, normalized_image) is SmallCNN
         }
         rest = {key: space for key, space in observation_space.spaces.items() if key not in small}
         super().__init__(spaces.Dict(rest), cnn_output_dim, normalized_image)
@@ -114,20 +105,53 @@ class SizedCombinedExtractor(CombinedExtractor):
         self._features_dim += cnn_output_dim * len(small)
 
 
-def default_cnn(observation_space: gym.Space[Any]) -> type[BaseFeaturesExtractor]:
+def default_cnn(observation_space: gym.Space[Any], normalized_image: bool = False) -> type[BaseFeaturesExtractor]:
     """Return NatureCNN where its strides fit the picture, else `SmallCNN`.
+
+    Args:
+        observation_space: a Box of shape (C, H, W).
+        normalized_image: take pictures that are not uint8 in 0..255, as SB3 does where ``normalize_images=False``.
+
+    Raises:
+        UserError: no pictures, or large ones that NatureCNN refuses.
 
     >>> import numpy as np
     >>> default_cnn(spaces.Box(0, 255, (3, 9, 9), np.uint8)).__name__
     'SmallCNN'
     """
     _, height, width = _picture(observation_space)
-    return NatureCNN if min(height, width) >= NATURE_CNN_SIDE else SmallCNN
+    if min(height, width) < NATURE_CNN_SIDE:
+        return SmallCNN
+    if not is_image_space(observation_space, normalized_image=normalized_image):
+        raise UserError(
+            f"pictures {observation_space.shape} of {observation_space.dtype}: expected uint8 in 0..255, or "
+            "normalize_images=False in policy_kwargs for pictures that are scaled already"
+        )
+    return NatureCNN
 
 
 def _picture(space: gym.Space[Any]) -> tuple[int, int, int]:
     if not isinstance(space, spaces.Box) or len(space.shape) != 3:
         raise UserError(
-            f"observation space {space}: expected pictures, a Box of shape (C, H, W); use MlpPolicy otherwise"
+            f"{type(space).__name__} observations of shape {space.shape}: expected pictures, a Box of shape (C, H, W); "
+            "use MlpPolicy, or MultiInputPolicy for a Dict"
         )
     return space.shape
+
+
+def _features_dim(module: nn.Module, space: gym.Space[Any]) -> int:
+    """Return how many features the module makes of one observation."""
+    name = type(module).__name__
+    if space.shape is None:
+        raise UserError(f"module {name} on {type(space).__name__} observations: expected a space of arrays")
+    sample = preprocess_obs(torch.zeros(1, *space.shape), space)
+    try:
+        with torch.no_grad():
+            features = module(sample)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"module {name} does not fit observations of shape {space.shape}: {reason}") from error
+    if not isinstance(features, Tensor) or features.ndim < 2:
+        got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise UserError(f"module {name} returns {got}: expected features of shape (B, ...)")
+    return features.flatten(1).shape[1]
