@@ -27,14 +27,24 @@ STUDIES = {
     },
     "CartPole-v1": {
         "title": "CartPole-v1 (C2)",
-        "steps": 50_000,
+        "steps": 30_000,
         "symmetry": "auto",
         "methods": ("identity", "equitune"),
     },
 }
-SEEDS = (0, 1, 2)
+SEEDS = (11, 12, 13)  # the hyper-parameters were chosen on 0, 1 and 2
+EPISODES = 100  # of the closing evaluation
 COLOURS = {"identity": "#8a8f98", "equitune": "#3b6fb6", "lambda": "#4a9b6e", "equizero": "#d9822b"}
 LABELS = {"identity": "plain DQN (identity)"}
+
+
+def equirl(*words: str) -> str:
+    """Run the command line on one thread and return its JSON."""
+    command = [sys.executable, "-m", "equirl", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr}")
+    return done.stdout
 
 
 def train(job: tuple[str, str, int], logs: Path) -> list[dict[str, object]]:
@@ -44,18 +54,17 @@ def train(job: tuple[str, str, int], logs: Path) -> list[dict[str, object]]:
     result = target / "result.json"
     if not result.is_file():
         target.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "equirl", "train", "--env", env, "--method", method, "--seed", str(seed)]
-        command += ["--symmetry", str(study["symmetry"]), "-n", str(study["steps"]), "-f", str(target)]
-        command += ["--eval-freq", "2000", "--eval-episodes", "20", "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}: {done.stderr}")
-        result.write_text(done.stdout, encoding="utf-8")
+        command = ["train", "--env", env, "--method", method, "--seed", str(seed), "--symmetry", str(study["symmetry"])]
+        command += ["-n", str(study["steps"]), "-f", str(target), "--eval-freq", "2000", "--eval-episodes", "20"]
+        trained = json.loads(equirl(*command))
+        final = json.loads(equirl("evaluate", trained["folder"], "--episodes", str(EPISODES)))
+        trained["final"] = final["methods"][0]["mean_return"]
+        result.write_text(json.dumps(trained), encoding="utf-8")
     summary = json.loads(result.read_text(encoding="utf-8"))
     with np.load(Path(summary["folder"]) / "evaluations.npz") as stored:
         pairs = list(zip(stored["timesteps"].tolist(), stored["results"].mean(axis=1).tolist(), strict=True))
-    pairs.append(("final", summary["mean_return"]))
-    print(f"{env} {method} seed {seed}: {summary['mean_return']:.3f} in {summary['seconds']:.0f} s", flush=True)
+    pairs.append(("final", summary["final"]))
+    print(f"{env} {method} seed {seed}: {summary['final']:.3f} in {summary['seconds']:.0f} s", flush=True)
     return [
         {"env": env, "method": method, "seed": seed, "step": step, "return": round(value, 4)} for step, value in pairs
     ]

@@ -70,14 +70,19 @@ def test_every_shipped_entry_builds_its_algorithm(algo: str, entry: str) -> None
     model = algorithm_class(algo)("MlpPolicy", "CartPole-v1", device="cpu", **{**kwargs, "buffer_size": 10})
     for key in kwargs.keys() - {"buffer_size", "learning_rate", "policy_kwargs", "train_freq"}:
         assert getattr(model, key) == kwargs[key]
-    assert model.lr_schedule(1.0) == kwargs.get("learning_rate", 1e-4)
+    rate = kwargs.get("learning_rate", 1e-4)
+    assert model.lr_schedule(1.0) == (rate(1.0) if callable(rate) else rate)
+
+
+OUR_CHANGES = {"CartPole-v1": {"n_timesteps", "learning_rate"}}  # with the reason in the file
 
 
 def test_shipped_values_are_rl_zoos(data_dir: Path) -> None:
     for env_id, ours in shipped("dqn").items():
         for path in data_dir.glob(f"agents/dqn/{env_id}_1/{env_id}/config.yml"):
             zoos = validate("dqn", read_yaml(path))
-            assert {key: ours[key] for key in zoos} == zoos
+            changed = {key for key in zoos if ours[key] != zoos[key]}
+            assert changed == OUR_CHANGES.get(env_id, set())
 
 
 def test_entry_is_the_environments_then_atari_then_default(write: Any) -> None:
