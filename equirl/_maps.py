@@ -15,7 +15,7 @@ import numpy as np
 
 from equirl.errors import UserError, unknown
 from equirl.grids import GRID_MAPS, Grid
-from equirl.groups import Group
+from equirl.groups import Group, whole_numbers
 from equirl.representations import PerKey, Permutation, Representation, SignedPermutation
 
 _PROBE = np.arange(9).reshape(3, 3)
@@ -135,34 +135,55 @@ def parse_map(value: Any) -> Map:
     """
     if isinstance(value, str):
         value = {"grid": value}
-    elif isinstance(value, Sequence):
+    elif isinstance(value, Sequence | np.ndarray):
         value = {"permutation": value}
     if not isinstance(value, Mapping) or not value:
         raise UserError(f"map {value!r}: expected a permutation, a grid map's name, or a mapping that describes one")
-    known = {"permutation", "signs", "grid", "channels", "fixed", "shift", "layout", "keys"}
-    for key in value:
-        if key not in known:
-            raise unknown("part of a map", key, sorted(known))
+    kind = next((kind for kind in _PARTS if kind in value), None)
+    if kind is None:
+        raise unknown("kind of map", next(iter(value)), _PARTS)
+    for part in value:
+        if part not in _PARTS[kind]:
+            raise unknown(f"part of a {kind} map", part, _PARTS[kind])
     if "keys" in value:
-        return KeysMap(tuple((key, parse_map(item)) for key, item in value["keys"].items()))
+        if not isinstance(value["keys"], Mapping) or not value["keys"]:
+            raise UserError(f"keys {value['keys']!r}: expected a mapping from each key to its map")
+        return KeysMap(tuple((key, parse_map(value["keys"][key])) for key in sorted(value["keys"], key=str)))
     if "grid" in value:
-        if value["grid"] not in GRID_MAPS:
+        if value["grid"] not in list(GRID_MAPS):
             raise unknown("grid map", value["grid"], GRID_MAPS)
-        options = {key: _frozen(value[key]) for key in ("fixed", "shift", "layout") if key in value}
-        return GridMap(value["grid"], _permutation(value.get("channels", ())), tuple(sorted(options.items())))
-    size = len(value.get("permutation", value.get("signs", ())))
-    signs = tuple(int(sign) for sign in value.get("signs", [1] * size))
-    if len(signs) != size or any(abs(sign) != 1 for sign in signs):
-        raise UserError(f"signs {list(signs)}: expected {size} entries, each -1 or 1")
-    return VectorMap(_permutation(value.get("permutation", range(size))), signs)
+        options = [(part, _frozen(part, value[part])) for part in ("fixed", "layout", "shift") if part in value]
+        return GridMap(value["grid"], _permutation("channels", value.get("channels", ())), tuple(options))
+    size = len(_row(kind, value[kind]))
+    permutation = _permutation("permutation", value.get("permutation", range(size)))
+    signs = _row("signs", value.get("signs", [1] * size))
+    if not size or len(signs) != len(permutation) or any(abs(sign) != 1 for sign in signs):
+        raise UserError(f"signs {list(signs)}: expected {len(permutation) or 'some'} entries, each -1 or 1")
+    return VectorMap(permutation, signs)
 
 
-def _permutation(values: Sequence[int]) -> tuple[int, ...]:
-    permutation = tuple(int(i) for i in values)
-    if sorted(permutation) != list(range(len(permutation))):
-        raise UserError(f"{list(permutation)} is no permutation: expected each of 0..{len(permutation) - 1} once")
-    return permutation
+_PARTS: dict[str, tuple[str, ...]] = {
+    "keys": ("keys",),
+    "grid": ("grid", "channels", "fixed", "shift", "layout"),
+    "permutation": ("permutation", "signs"),
+    "signs": ("signs",),
+}
+"""The part that tells a map's kind, and all parts that such a map may have."""
 
 
-def _frozen(value: Any) -> Any:
-    return value if isinstance(value, str) else tuple(int(i) for i in value)
+def _row(part: str, values: Any) -> tuple[int, ...]:
+    row = whole_numbers(part, values)
+    if row.ndim != 1:
+        raise UserError(f"{part} of shape {row.shape}: expected one row")
+    return tuple(row.tolist())
+
+
+def _permutation(part: str, values: Any) -> tuple[int, ...]:
+    row = _row(part, values)
+    if sorted(row) != list(range(len(row))):
+        raise UserError(f"{part} {list(row)}: expected a permutation, each of 0..{len(row) - 1} once")
+    return row
+
+
+def _frozen(part: str, value: Any) -> Any:
+    return value if isinstance(value, str) else _row(part, value)

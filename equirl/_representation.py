@@ -12,7 +12,7 @@ it, and an orbit of a whole batch is one gather, whatever the data type.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equirl.errors import UserError, unknown
-from equirl.groups import Group
+from equirl.groups import Group, whole_numbers
 
 Tree: TypeAlias = Tensor | dict[str, Tensor]
 Index: TypeAlias = NDArray[np.int64]
@@ -40,6 +40,12 @@ class Representation(ABC):
     def __init__(self, group: Group) -> None:
         self.group = group
         self._constants: dict[Any, Any] = {}  # tables as tensors, one a shape, data type and device
+
+    def _constant(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._constants:
+            with torch.inference_mode(False):  # else what inference makes first, training could not use later
+                self._constants[key] = make()
+        return self._constants[key]
 
     @abstractmethod
     def __call__(self, g: int | Tensor, x: Any) -> Any:
@@ -89,12 +95,12 @@ class Representation(ABC):
         kinds = Representation.kinds
         if not isinstance(data, Mapping) or "kind" not in data:
             raise UserError(f"representation {data!r}: expected a mapping with a 'kind', one of {', '.join(kinds)}")
-        if data["kind"] not in kinds:
+        if not isinstance(data["kind"], str) or data["kind"] not in kinds:
             raise unknown("kind of representation", data["kind"], kinds)
         rest = {key: value for key, value in data.items() if key != "kind"}
         try:
             return kinds[data["kind"]].from_parameters(group, rest)
-        except (TypeError, KeyError) as error:
+        except TypeError as error:
             raise UserError(f"representation {data['kind']!r}: {error}") from None
 
     @classmethod
@@ -125,19 +131,21 @@ class Indexed(Representation):
         """Return, for entries of this shape, source indices and signs, both of shape (G, number of entries)."""
 
     def _tables(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor | None]:
-        shape = x.shape[-self.rank :]
-        key = (shape, x.device, inverse)
-        if key not in self._constants:
+        shape = tuple(x.shape[-self.rank :])
+
+        def make() -> tuple[Tensor, Tensor | None]:
             self.check_shape(shape)
-            index, signs = self._table(tuple(shape))
+            index, signs = self._table(shape)
             order = self.group.inverses if inverse else np.arange(len(self.group))
-            self._constants[key] = (
+            return (
                 torch.as_tensor(index[order], device=x.device),
                 None if signs is None else torch.as_tensor(signs[order], device=x.device, dtype=torch.int8),
             )
-        if self._constants[key][1] is not None and not (x.is_floating_point() or x.is_signed()):
+
+        index, signs = self._constant((shape, x.device, inverse), make)
+        if signs is not None and not x.is_signed():
             raise UserError(f"{self!r} changes signs: expected a signed data type, got {x.dtype}")
-        return self._constants[key]  # type: ignore[no-any-return]
+        return index, signs
 
     def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
         index, signs = self._tables(x)
@@ -176,14 +184,20 @@ class Indexed(Representation):
 
 
 def rows_of(group: Group, name: str, values: Any) -> Index:
-    """Return integers of shape (G, size), or raise a `UserError` that names them."""
-    rows = np.array(values)
-    if rows.ndim != 2 or len(rows) != len(group) or not np.issubdtype(rows.dtype, np.integer):
-        raise UserError(
-            f"{name} of shape {rows.shape} ({rows.dtype}): expected whole numbers, a row for each of the "
-            f"{len(group)} elements of {group}"
-        )
-    return rows.astype(np.int64)
+    """Return whole numbers of shape (G, size), or raise a `UserError` that names them."""
+    rows = whole_numbers(name, values)
+    if rows.ndim != 2 or len(rows) != len(group) or not rows.size:
+        raise UserError(f"{name} of shape {rows.shape}: expected ({len(group)}, size), a row an element of {group}")
+    return rows
+
+
+def permutations_of(group: Group, name: str, values: Any) -> Index:
+    """Return permutations of shape (G, size), or raise a `UserError` that names the row that is none."""
+    rows = rows_of(group, name, values)
+    for row in rows:
+        if sorted(row) != list(range(len(row))):
+            raise UserError(f"{name} {row.tolist()}: expected a permutation, each of 0..{len(row) - 1} once")
+    return rows
 
 
 def cycles(permutation: Sequence[int]) -> str:

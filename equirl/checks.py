@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from equirl._representation import Tree
-from equirl.representations import Representation
+from equirl.errors import UserError
+from equirl.representations import Permutation, Representation, Trivial
 
 
 @torch.no_grad()
@@ -34,12 +35,12 @@ def equivariance_error(f: Callable[[Any], Any], input: Representation, output: R
     5.0
     """
     still = _output(f(x))
-    scale = max(1.0, max(float(part.abs().max()) for part in _parts(still)))
-    worst = 0.0
+    worst = []
     for g in range(len(input.group)):
         moved = zip(_parts(_output(f(input(g, x)))), _parts(output(g, still)), strict=True)
-        worst = max(worst, *(float((ours - theirs).abs().max()) for ours, theirs in moved))
-    return worst / scale
+        worst += [(ours - theirs).abs().max() for ours, theirs in moved]
+    scale = torch.stack([part.abs().max() for part in _parts(still)]).max().clamp(min=1.0)
+    return float(torch.stack(worst).max() / scale)  # torch's max, unlike Python's, is nan where an output is
 
 
 @torch.no_grad()
@@ -49,8 +50,11 @@ def greedy_disagreement(f: Callable[[Any], Any], input: Representation, output: 
     Args:
         f: action values, from (B, ...) to (B, actions).
         input: how the group moves observations.
-        output: how the same group moves action values (a permutation).
+        output: how the same group moves action values.
         x: a batch of observations.
+
+    Raises:
+        UserError: the output representation is no permutation.
 
     >>> from equirl import Permutation, cyclic
     >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
@@ -59,8 +63,10 @@ def greedy_disagreement(f: Callable[[Any], Any], input: Representation, output: 
     >>> greedy_disagreement(lambda x: 0 * x, swap, swap, torch.tensor([[1.0, 5.0]]))
     1.0
     """
-    greedy = _output(f(x)).argmax(-1)
-    one_hot = torch.nn.functional.one_hot(greedy, int(_output(f(x)).shape[-1]))
+    if not isinstance(output, Permutation | Trivial):
+        raise UserError(f"greedy actions under {output!r}: expected a permutation of action values")
+    values = _output(f(x))
+    one_hot = torch.nn.functional.one_hot(values.argmax(-1), values.shape[-1])
     n = len(input.group)
     wrong = [(_output(f(input(g, x))).argmax(-1) != output(g, one_hot).argmax(-1)) for g in range(1, n)]
     return float(torch.stack(wrong).double().mean()) if wrong else 0.0
@@ -71,4 +77,4 @@ def _output(y: Any) -> Any:
 
 
 def _parts(tree: Tree) -> list[Tensor]:
-    return [tree[key] for key in sorted(tree)] if isinstance(tree, dict) else [tree]
+    return [tree[key].double() for key in sorted(tree)] if isinstance(tree, dict) else [tree.double()]

@@ -10,6 +10,9 @@ class UserError(ValueError):
     The command line prints it without a traceback and leaves with exit code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # values such as arrays bring line breaks
+
 
 def unknown(kind: str, value: object, valid: Iterable[str]) -> UserError:
     """Return the error for a name that is not among the valid ones, offering the nearest.

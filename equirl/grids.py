@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from equirl._representation import Index, Indexed, cycles, rows_of
+from equirl._representation import Index, Indexed, cycles, permutations_of
 from equirl.errors import UserError, unknown
-from equirl.groups import Group, cyclic, dihedral
+from equirl.groups import Group, cyclic, dihedral, whole_numbers
 
 GRID_MAPS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "identity": lambda a: a,
@@ -36,7 +36,8 @@ class Grid(Indexed):
         maps: a name from `GRID_MAPS` for each element, needed for any other group.
         channels: p_g, of shape (G, C), where elements also permute the channels.
         fixed: channels that the maps leave alone (gauges, for instance).
-        shift: (rows, columns): after a map that mirrors them, toroidal rows or columns move on by so many.
+        shift: (rows, columns): after a map that mirrors them, toroidal rows or columns move on by so many; no map may
+            then swap rows with columns.
         layout: ``"CHW"``, the last two axes being the picture (any axes may lead where `channels` and `fixed` are not
             given), or ``"HWC"``.
 
@@ -75,16 +76,25 @@ class Grid(Indexed):
             raise UserError(f"{len(self.maps)} grid maps for {group}: expected {len(group)}, one an element")
         if layout not in ("CHW", "HWC"):
             raise unknown("layout", layout, ("CHW", "HWC"))
-        self.channels = None if channels is None else rows_of(group, "channels", channels)
-        self.fixed = tuple(fixed)
-        self.shift = (int(shift[0]), int(shift[1]))
+        self.channels = None if channels is None else permutations_of(group, "channels", channels)
+        self.fixed = tuple(sorted(set(whole_numbers("fixed", fixed).ravel().tolist())))
+        count = None if self.channels is None else self.channels.shape[1]
+        if self.fixed and (self.fixed[0] < 0 or (count is not None and self.fixed[-1] >= count)):
+            last = "" if count is None else f" to {count - 1}"
+            raise UserError(f"fixed {list(self.fixed)}: expected channels from 0{last}")
+        self.shift: tuple[int, ...] = tuple(whole_numbers("shift", shift).ravel().tolist())
+        if len(self.shift) != 2:
+            raise UserError(f"shift {list(self.shift)}: expected (rows, columns)")
+        self._turning = next((name for name in self.maps if name in _SWAP_AXES), None)
+        if self._turning and any(self.shift):
+            raise UserError(f"shift {self.shift} with {self._turning}: expected maps that keep rows and columns apart")
         self.layout = layout
         self.rank = 2 if layout == "CHW" and self.channels is None and not self.fixed else 3
         self._check_law(self._probe())
 
     def _probe(self) -> tuple[int, ...]:
         """Return the shape of a small picture on which different maps differ."""
-        count = max(self.fixed, default=0) + 1 if self.channels is None else self.channels.shape[1]
+        count = max(self.fixed, default=0) + 2 if self.channels is None else self.channels.shape[1]
         return ((count, 5, 5) if self.layout == "CHW" else (5, 5, count))[-self.rank :]
 
     def _table(self, shape: tuple[int, ...]) -> tuple[Index, Index | None]:
@@ -108,10 +118,9 @@ class Grid(Indexed):
             raise UserError(f"{self!r} acts on {self.layout} pictures: got shape {tuple(shape)}")
         (*_, height, width) = shape if self.layout == "CHW" else shape[-3:-1]
         count = shape[-3 if self.layout == "CHW" else -1] if self.rank == 3 else None
-        turning = next((name for name in self.maps if name in _SWAP_AXES), None)
-        if turning and height != width:
+        if self._turning and height != width:
             raise UserError(
-                f"{self!r} has {turning}, which needs a square picture: got shape {tuple(shape)} "
+                f"{self!r} has {self._turning}, which needs a square picture: got shape {tuple(shape)} "
                 f"({height} x {width}); crop or pool it, or use a group of flips"
             )
         if self.channels is not None and count != self.channels.shape[1]:
@@ -124,13 +133,11 @@ class Grid(Indexed):
         return bool((index[g] == index[0]).all())
 
     def stacked(self, k: int) -> Grid:
-        if self.rank == 2:
+        if self.channels is None and not self.fixed:
             return self
-        size = self.channels.shape[1] if self.channels is not None else None
-        if size is None:
+        if self.channels is None:
             raise UserError(f"{self!r} cannot be stacked without its number of channels: give channels= as well")
-        blocks = np.arange(k)[:, None] * size
-        assert self.channels is not None
+        blocks = np.arange(k)[:, None] * self.channels.shape[1]
         channels = (self.channels[:, None, :] + blocks).reshape(len(self.group), -1)
         fixed = [int(c + block) for (block,) in blocks for c in self.fixed]
         return Grid(self.group, self.maps, channels, fixed, self.shift, self.layout)

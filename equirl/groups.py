@@ -6,7 +6,8 @@ then g, so that a representation obeys ``rep(g, rep(h, x)) == rep(group.product(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from itertools import permutations, product
 from typing import Any, TypeVar
@@ -18,6 +19,9 @@ from equirl.errors import UserError
 
 T = TypeVar("T", bound=Hashable)
 
+MAX_ORDER = 1024
+"""The most elements that a group may have: every view of an input costs a pass through the network."""
+
 
 class Group:
     """A finite group given by its product table, checked at construction.
@@ -28,7 +32,7 @@ class Group:
         name: what the group is called, for instance ``"C4"``.
 
     Raises:
-        UserError: the table is not square, not associative, or lacks an identity or an inverse.
+        UserError: the table is not square, not associative, lacks an identity or an inverse, or the names do not fit.
 
     >>> swap = Group([[0, 1], [1, 0]], names=["e", "s"], name="C2")
     >>> swap.product(1, 1), swap.inverse(1), swap == cyclic(2)
@@ -36,24 +40,23 @@ class Group:
     """
 
     def __init__(self, table: Any, names: Sequence[str] | None = None, name: str = "") -> None:
-        try:
-            array = np.array(table, dtype=np.int64)
-        except (TypeError, ValueError):
-            raise UserError(f"a group table {table!r}: expected whole numbers of shape (n, n)") from None
+        array = whole_numbers("a group table", table)
         n = len(array) if array.ndim else 0
-        if array.ndim != 2 or array.shape != (n, n) or n == 0:
+        if array.shape != (n, n) or n == 0:
             raise UserError(f"a group table has shape {array.shape}: expected (n, n) with n at least 1")
+        _check_order(n)
         if not (np.sort(array, axis=0) == np.arange(n)[:, None]).all() or not (array[0] == np.arange(n)).all():
             raise UserError("not a group table: expected row 0 to be the identity and every column a permutation")
         if not all((array[row] == row[array]).all() for row in array):
             raise UserError("not a group table: (g * h) * k and g * (h * k) differ for some elements")
-        array.setflags(write=False)
         self.table: NDArray[np.int64] = array
         self.inverses: NDArray[np.int64] = np.argmin(array, axis=1)  # the h with g * h = 0
-        self.names = tuple(names) if names is not None else ("e", *(f"g{i}" for i in range(1, n)))
+        for part in (self.table, self.inverses):
+            part.setflags(write=False)
+        self.names = tuple(map(str, names)) if names is not None else ("e", *(f"g{i}" for i in range(1, n)))
         self.name = name or f"G{n}"
-        if len(set(self.names)) != n:
-            raise UserError(f"{len(set(self.names))} distinct names for a group of order {n}: expected one an element")
+        if len(self.names) != n or len(set(self.names)) != n:
+            raise UserError(f"names {', '.join(self.names)} for {n} elements: expected one an element, all different")
 
     def __len__(self) -> int:
         return len(self.table)
@@ -94,14 +97,17 @@ class Group:
         ('C2xC3', 6)
         """
         n, m = len(self), len(other)
+        _check_order(n * m)
         table = self.table[:, None, :, None] * m + other.table[None, :, None, :]
         names = [f"({a},{b})" for a in self.names for b in other.names]
         return Group(table.reshape(n * m, n * m), names, f"{self.name}x{other.name}")
 
     def to_data(self) -> Any:
         """Return the group as plain JSON data: its name where that says all, else its table."""
-        if _is_named(self.name) and group_named(self.name) == self:
-            return self.name
+        if _is_named(self.name):
+            standard = group_named(self.name)
+            if standard == self and standard.names == self.names:
+                return self.name
         return {"name": self.name, "names": list(self.names), "table": self.table.tolist()}
 
     @staticmethod
@@ -109,9 +115,15 @@ class Group:
         """Return the group that `to_data` described."""
         if isinstance(data, str):
             return group_named(data)
-        if not isinstance(data, dict) or "table" not in data:
+        if not isinstance(data, Mapping) or "table" not in data:
             raise UserError(f"group {data!r}: expected a name such as 'C4' or a mapping with a 'table'")
-        return Group(data["table"], data.get("names"), data.get("name", ""))
+        names = data.get("names")
+        if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
+            raise UserError(f"names {names!r} of a group: expected a list, one an element")
+        return Group(data["table"], names, str(data.get("name", "")))
+
+    def __reduce__(self) -> Any:
+        return Group, (self.table, self.names, self.name)
 
 
 def trivial() -> Group:
@@ -125,7 +137,7 @@ def cyclic(n: int) -> Group:
     >>> cyclic(4).names
     ('e', 'r', 'r2', 'r3')
     """
-    _positive("cyclic", n)
+    _check_parameter("cyclic", n, MAX_ORDER)
     k = np.arange(n)
     return Group((k[:, None] + k) % n, [_power("r", i) or "e" for i in range(n)], f"C{n}")
 
@@ -136,7 +148,7 @@ def dihedral(n: int) -> Group:
     >>> dihedral(4).names
     ('e', 'r', 'r2', 'r3', 's', 'rs', 'r2s', 'r3s')
     """
-    _positive("dihedral", n)
+    _check_parameter("dihedral", n, MAX_ORDER // 2)
     g = np.arange(2 * n)
     turn, mirror = g % n, g // n
     sign = 1 - 2 * mirror  # s r = r^-1 s: a mirror to the left turns the rotation on its right around
@@ -151,7 +163,7 @@ def symmetric(n: int) -> Group:
     >>> symmetric(3).names
     ('012', '021', '102', '120', '201', '210')
     """
-    _positive("symmetric", n)
+    _check_parameter("symmetric", n, 6)
     elements = list(permutations(range(n)))
     index = {p: i for i, p in enumerate(elements)}
     table = [[index[tuple(p[i] for i in q)] for q in elements] for p in elements]
@@ -174,7 +186,7 @@ def group_named(name: str) -> Group:
 
 
 def closure(
-    generators: Sequence[T], compose: Callable[[T, T], T], identity: T, limit: int = 1024
+    generators: Sequence[T], compose: Callable[[T, T], T], identity: T, limit: int = MAX_ORDER
 ) -> tuple[list[T], Group]:
     """Return every product of the generators, identity first, and the group that they form.
 
@@ -192,12 +204,13 @@ def closure(
     >>> elements, group
     ([(0, 1, 2), (1, 2, 0), (2, 0, 1)], C3)
     """
+    letters = [letter for letter in map(chr, range(ord("a"), ord("a") + len(generators) + 1)) if letter != "e"]
     words: dict[T, str] = {identity: ""}
     frontier = [identity]
     while frontier:
         reached: list[T] = []
         for element in frontier:
-            for letter, generator in zip("abcdefghijklmnopqrstuvwxyz", generators, strict=False):
+            for letter, generator in zip(letters, generators, strict=False):
                 longer = compose(generator, element)
                 if longer not in words:
                     words[longer] = letter + words[element]
@@ -216,8 +229,19 @@ def closure(
     return elements, group
 
 
+def whole_numbers(what: str, values: Any) -> NDArray[np.int64]:
+    """Return an array of whole numbers, or raise a `UserError` that says what it was to be."""
+    try:
+        array = np.array(values)
+    except ValueError:
+        raise UserError(f"{what} has rows of different lengths: expected equal ones") from None
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise UserError(f"{what} has entries of type {array.dtype}: expected whole numbers")
+    return array.astype(np.int64)
+
+
 def _is_named(name: str) -> bool:
-    return all(part[:1] in ("C", "D", "S") and part[1:].isdigit() and int(part[1:]) > 0 for part in name.split("x"))
+    return re.fullmatch("[CDS][1-9][0-9]{0,3}(x[CDS][1-9][0-9]{0,3})*", name) is not None
 
 
 def _power(letter: str, k: int) -> str:
@@ -278,6 +302,11 @@ def _extended(source: Group, target: Group, generators: Sequence[int], images: S
     return found
 
 
-def _positive(family: str, n: int) -> None:
-    if not isinstance(n, int) or n < 1:
-        raise UserError(f"{family}({n!r}): expected a whole number of at least 1")
+def _check_parameter(family: str, n: int, most: int) -> None:
+    if not isinstance(n, int | np.integer) or not 1 <= n <= most:
+        raise UserError(f"{family}({n!r}): expected a whole number from 1 to {most}")
+
+
+def _check_order(n: int) -> None:
+    if n > MAX_ORDER:
+        raise UserError(f"a group of {n} elements: expected at most {MAX_ORDER}")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from equirl._representation import Index, Indexed, Representation, cycles, rows_of
+from equirl._representation import Index, Indexed, Representation, cycles, permutations_of, rows_of
 from equirl.errors import UserError
 from equirl.grids import Grid
 from equirl.groups import Group
@@ -28,13 +28,15 @@ class Trivial(Representation):
 
     kind = "trivial"
 
-    def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
+    def __call__(self, g: int | Tensor, x: Any) -> Any:
         return x
 
-    def orbit(self, x: Tensor) -> Tensor:
+    def orbit(self, x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {key: self.orbit(value) for key, value in x.items()}
         return x.expand(len(self.group), *x.shape)
 
-    def undo(self, ys: Tensor) -> Tensor:
+    def undo(self, ys: Any) -> Any:
         return ys
 
     def check_shape(self, shape: Sequence[int]) -> None:
@@ -74,13 +76,9 @@ class SignedPermutation(Indexed):
 
     def __init__(self, group: Group, indices: ArrayLike, signs: ArrayLike | None = None) -> None:
         super().__init__(group)
-        self.indices = rows_of(group, "indices", indices)
+        self.indices = permutations_of(group, "indices", indices)
         self.signs = np.ones_like(self.indices) if signs is None else rows_of(group, "signs", signs)
         self.size = self.indices.shape[1]
-        if not (np.sort(self.indices, axis=1) == np.arange(self.size)).all():
-            raise UserError(
-                f"indices {self.indices.tolist()}: expected each row to be a permutation of 0..{self.size - 1}"
-            )
         if self.signs.shape != self.indices.shape or not (np.abs(self.signs) == 1).all():
             raise UserError(f"signs {self.signs.tolist()}: expected -1 or 1 for each of the {self.size} entries")
         self._check_law((self.size,))
@@ -157,7 +155,7 @@ class Matrix(Representation):
         matrices: M_g, of shape (G, size, size).
 
     Raises:
-        UserError: the matrices do not multiply as the group does (to 1e-9).
+        UserError: the matrices do not multiply as the group does (to 1e-9 of the largest entry).
 
     >>> from equirl import cyclic
     >>> turn = Matrix(cyclic(2), [[[1, 0], [0, 1]], [[-1, 0], [0, -1]]])
@@ -169,24 +167,29 @@ class Matrix(Representation):
 
     def __init__(self, group: Group, matrices: ArrayLike) -> None:
         super().__init__(group)
-        self.matrices = np.array(matrices, dtype=np.float64)
-        n, *square = self.matrices.shape
-        if n != len(group) or len(square) != 2 or square[0] != square[1]:
+        try:
+            self.matrices = np.array(matrices, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise UserError(f"matrices of {group}: expected numbers of shape ({len(group)}, size, size)") from None
+        self.size = self.matrices.shape[-1] if self.matrices.ndim else 0
+        if not self.size or self.matrices.shape != (len(group), self.size, self.size):
             raise UserError(f"matrices of shape {self.matrices.shape}: expected ({len(group)}, size, size)")
-        self.size = square[0]
-        products = self.matrices[:, None] @ self.matrices[None, :]
-        if not np.allclose(products, self.matrices[group.table], atol=1e-9):
-            raise UserError(f"not a representation of {group}: the matrices do not multiply as its elements do")
+        products = self.matrices[:, None] @ self.matrices[None, :] - self.matrices[group.table]
+        error = max(np.abs(products).max(), np.abs(self.matrices[0] - np.eye(self.size)).max())
+        if not error <= 1e-9 * np.abs(self.matrices).max():
+            raise UserError(
+                f"not a representation of {group}: the matrices' products miss those of its elements by {error:.1e}, "
+                "expected at most 1e-9 with the identity first"
+            )
 
     def _tensor(self, x: Tensor, inverse: bool = False) -> Tensor:
-        key = (x.dtype, x.device, inverse)
-        if key not in self._constants:
-            self.check_shape(x.shape)
-            if not x.is_floating_point():
-                raise UserError(f"{self!r} multiplies by matrices: expected a floating data type, got {x.dtype}")
-            rows = self.matrices[self.group.inverses] if inverse else self.matrices
-            self._constants[key] = torch.as_tensor(rows, dtype=x.dtype, device=x.device)
-        return self._constants[key]  # type: ignore[no-any-return]
+        self.check_shape(x.shape)
+        if not x.is_floating_point():
+            raise UserError(f"{self!r} multiplies by matrices: expected a floating data type, got {x.dtype}")
+        rows = self.matrices[self.group.inverses] if inverse else self.matrices
+        return self._constant(  # type: ignore[no-any-return]
+            (x.dtype, x.device, inverse), lambda: torch.as_tensor(rows, dtype=x.dtype, device=x.device)
+        )
 
     def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
         matrices = self._tensor(x)[g]
@@ -203,7 +206,7 @@ class Matrix(Representation):
             raise UserError(f"the symmetry {self!r} acts on {self.size} entries, got shape {tuple(shape)}")
 
     def is_identity(self, g: int) -> bool:
-        return np.allclose(self.matrices[g], np.eye(self.size), atol=1e-9)
+        return np.allclose(self.matrices[g], np.eye(self.size), rtol=0, atol=1e-9)
 
     def stacked(self, k: int) -> Matrix:
         return Matrix(self.group, np.stack([np.kron(np.eye(k), matrix) for matrix in self.matrices]))
@@ -238,25 +241,26 @@ class Tokens(Representation):
         self.logits = Permutation(group, indices)  # how the same element moves scores over the vocabulary
 
     def _tensor(self, x: Tensor, inverse: bool = False) -> Tensor:
-        key = (x.device, inverse)
-        if key not in self._constants:
-            if x.is_floating_point():
-                raise UserError(f"{self!r} renames tokens: expected an integer data type, got {x.dtype}")
-            rows = self.logits.indices[self.group.inverses] if inverse else self.logits.indices
-            self._constants[key] = torch.as_tensor(rows, device=x.device)
-        return self._constants[key]  # type: ignore[no-any-return]
+        if x.is_floating_point() or x.dtype == torch.bool:
+            raise UserError(f"{self!r} renames tokens: expected an integer data type, got {x.dtype}")
+        if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < self.logits.size:
+            raise UserError(
+                f"tokens from {int(x.min())} to {int(x.max())}: expected 0..{self.logits.size - 1}, for {self!r}"
+            )
+        rows = self.logits.indices[self.group.inverses] if inverse else self.logits.indices
+        return self._constant((x.device, inverse), lambda: torch.as_tensor(rows, device=x.device))  # type: ignore[no-any-return]
 
     def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
         table = self._tensor(x)
         if isinstance(g, Tensor):
-            return table[g].gather(-1, x.flatten(1).long()).view_as(x).to(x.dtype)
+            return table[g].gather(-1, x.reshape(len(x), -1).long()).view_as(x).to(x.dtype)
         return table[g][x.long()].to(x.dtype)
 
     def orbit(self, x: Tensor) -> Tensor:
         return self._tensor(x)[:, x.long()].to(x.dtype)
 
     def undo(self, ys: Tensor) -> Tensor:
-        return self._tensor(ys, inverse=True).gather(-1, ys.flatten(1).long()).view_as(ys).to(ys.dtype)
+        return self._tensor(ys, inverse=True).gather(-1, ys.reshape(len(ys), -1).long()).view_as(ys).to(ys.dtype)
 
     def check_shape(self, shape: Sequence[int]) -> None:
         pass
@@ -298,7 +302,10 @@ class PerKey(Representation):
 
     @classmethod
     def from_parameters(cls, group: Group, parameters: Mapping[str, Any]) -> PerKey:
-        return cls(group, {key: Representation.from_data(group, data) for key, data in parameters["keys"].items()})
+        keys = parameters.get("keys")
+        if not isinstance(keys, Mapping):
+            raise UserError(f"keys {keys!r}: expected a mapping from each key to its representation")
+        return cls(group, {key: Representation.from_data(group, data) for key, data in keys.items()})
 
     def _get(self, x: Mapping[str, Tensor]) -> list[tuple[str, Representation, Tensor]]:
         if not isinstance(x, Mapping) or set(x) != set(self.keys):

@@ -25,10 +25,23 @@ from equirl.representations import Representation
 
 Function = Callable[[Any], Any]
 
+
+def _max(y: Tensor) -> Tensor:
+    return _flat(y).amax(-1)
+
+
+def _max_probability(y: Tensor) -> Tensor:
+    return _flat(y).softmax(-1).amax(-1)
+
+
+def _entropy(y: Tensor) -> Tensor:
+    return (_flat(y).softmax(-1) * _flat(y).log_softmax(-1)).sum(-1)
+
+
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "max": lambda y: y.flatten(2).amax(-1),
-    "max_probability": lambda y: y.flatten(2).softmax(-1).amax(-1),
-    "entropy": lambda y: (y.flatten(2).softmax(-1) * y.flatten(2).log_softmax(-1)).sum(-1),
+    "max": _max,
+    "max_probability": _max_probability,
+    "entropy": _entropy,
 }
 """What equizero maximises over the orbit, from outputs (G, B, ...) to (G, B); "entropy" is the negative entropy."""
 
@@ -144,7 +157,7 @@ class LambdaEquitune(Symmetrizer):
         read = branches.views if branches.features is None else branches.features
         if isinstance(read, dict):
             raise UserError("lambda-equitune on a dictionary: expected f to return (y, features)")
-        read = read.flatten(2).to(next(self.parameters()).dtype)
+        read = _flat(read).to(next(self.parameters()).dtype)
         if read.shape[-1] != self.features_dim:
             raise UserError(f"features_dim is {self.features_dim}: expected {read.shape[-1]}, as f returns")
         return self.score(read).squeeze(-1).softmax(0)  # type: ignore[no-any-return]
@@ -157,9 +170,9 @@ class Equizero(Symmetrizer):
     In training mode the gradient is that of the mean over all views (straight-through): m - m.detach() is added.
 
     Args:
-        score: a name from `SCORES`, or a function from outputs (G, B, ...) to scores (G, B) that every
-            permutation of the outputs leaves as they are.
-        tolerance: scores within ``tolerance * max(1, |best|)`` tie; by default 2^10 rounding errors of their dtype.
+        score: a name from `SCORES`, or any function from outputs (G, B, ...) to scores (G, B).
+        tolerance: scores within ``tolerance * max(1, |best|)`` tie; by default 2^10 rounding errors of their data
+            type, at most 1/64.
     """
 
     method = "equizero"
@@ -180,9 +193,12 @@ class Equizero(Symmetrizer):
         self.tolerance = tolerance
 
     def weights(self, branches: Branches) -> Tensor:
+        if isinstance(branches.outputs, dict) and self.score in SCORES.values():
+            raise UserError("equizero on outputs that are a dictionary: expected score=, a function of it")
         scores = self.score(branches.outputs)
         best = scores.amax(0)
-        tolerance = 1024 * torch.finfo(scores.dtype).eps if self.tolerance is None else self.tolerance
+        rounding = min(1024 * torch.finfo(scores.dtype).eps, 1 / 64)  # half precision would tie everything
+        tolerance = rounding if self.tolerance is None else self.tolerance
         ties = (scores >= best - tolerance * best.abs().clamp(min=1.0)).to(scores.dtype)
         return ties / ties.sum(0)
 
@@ -283,6 +299,10 @@ def _map(tree: Tree, f: Callable[..., Tensor], *others: Any) -> Tree:
     if isinstance(tree, dict):
         return {key: f(value, *(other[key] for other in others)) for key, value in tree.items()}
     return f(tree, *others)
+
+
+def _flat(y: Tensor) -> Tensor:
+    return y.reshape(*y.shape[:2], -1)
 
 
 def _weighted(weights: Tensor, undone: Tree) -> Tree:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from equirl._maps import Map, compose, order_of, parse_map, representation_of
 from equirl.errors import UserError, unknown
 from equirl.groups import Group, closure, trivial
-from equirl.representations import PerKey, Permutation, Representation, SignedPermutation, Trivial
+from equirl.representations import Matrix, PerKey, Permutation, Representation, SignedPermutation, Trivial
 
 
 class Symmetry(dict[str, Any]):
@@ -64,9 +65,15 @@ class Symmetry(dict[str, Any]):
         """Return the symmetry whose plain data are given."""
         if isinstance(data, Symmetry):
             return data
-        missing = {"group", "observation", "action"} - set(data)
+        parts = ["group", "observation", "action", "name"]
+        if not isinstance(data, Mapping):
+            raise UserError(f"symmetry {data!r}: expected a mapping with {', '.join(parts)}")
+        for part in data:
+            if part not in parts:
+                raise unknown("part of a symmetry", part, parts)
+        missing = [part for part in parts[:3] if part not in data]
         if missing:
-            raise UserError(f"symmetry data without {sorted(missing)}: expected group, observation, action and name")
+            raise UserError(f"symmetry without {', '.join(missing)}: expected a mapping with {', '.join(parts)}")
         group = Group.from_data(data["group"])
         seen, done = (Representation.from_data(group, data[key]) for key in ("observation", "action"))
         return Symmetry(seen, done, str(data.get("name", "")))
@@ -85,8 +92,8 @@ class Symmetry(dict[str, Any]):
         >>> Symmetry.generated_by(turn, mirror).group
         D4
         """
-        if not generators:
-            raise UserError("no generators: expected at least one (observation map, action map)")
+        if not generators or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in generators):
+            raise UserError(f"generators {list(generators)}: expected pairs, each (observation map, action map)")
         pairs: list[tuple[Map, Map]] = [(parse_map(seen), parse_map(done)) for seen, done in generators]
         for number, (seen, done) in enumerate(pairs, 1):
             if order_of(seen) % order_of(done):
@@ -106,8 +113,8 @@ class Symmetry(dict[str, Any]):
         """Raise a `UserError` unless the symmetry acts on these Gymnasium spaces."""
         _check_space("observation", self.observation, observation_space)
         _check_space("action", self.action, action_space)
-        if isinstance(action_space, spaces.Discrete) and not isinstance(self.action, Permutation | Trivial):
-            raise UserError(f"{self.action!r} on {action_space}: expected a permutation of discrete actions")
+        if isinstance(action_space, spaces.Box):
+            _check_bounds(self.action, action_space)
 
     def stacked(self, k: int) -> Symmetry:
         """Return the symmetry of k observations stacked along the last axis (vectors) or the channels (images)."""
@@ -141,8 +148,10 @@ def registered_symmetries() -> list[str]:
     """Return every registered name."""
     if not _LOADED:
         _LOADED.append(True)  # before loading, so that a catalogue may itself ask for names
+        before = dict(_REGISTRY)
         for entry in entry_points(group="equirl.symmetries"):
             entry.load()
+        _REGISTRY.update(before)  # what the program itself registered stands before the catalogues
     return sorted(_REGISTRY)
 
 
@@ -169,7 +178,7 @@ def symmetry_of(env: str | gym.Env[Any, Any]) -> Symmetry | None:
     """Return the symmetry that an environment carries or that is registered for its id, or None."""
     if not isinstance(env, str):
         try:
-            return cast(Symmetry, env.get_wrapper_attr("symmetry"))
+            return resolve_symmetry(env.get_wrapper_attr("symmetry"))
         except AttributeError:
             env = env.spec.id if env.spec is not None else ""
     return resolve_symmetry(env) if env in registered_symmetries() else None
@@ -184,13 +193,39 @@ def _check_space(role: str, rep: Representation, space: spaces.Space[Any]) -> No
         return
     if isinstance(space, spaces.Dict) and not isinstance(rep, Trivial):
         raise UserError(f"{role} space is a Dict: expected a PerKey representation, got {rep!r}")
+    discrete = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+    if discrete and not isinstance(rep, Permutation | Trivial):
+        raise UserError(f"{role} space {space}: expected a permutation of its entries, got {rep!r}")
     signed = isinstance(rep, SignedPermutation) and bool((rep.signs < 0).any())
-    if signed and isinstance(space, spaces.Box) and np.dtype(space.dtype).kind not in "if":
+    if signed and np.dtype(space.dtype).kind not in "if" and not discrete:
         raise UserError(f"{role} space holds {space.dtype}: expected signed numbers, since {rep!r} changes signs")
     try:
         rep.check_shape(_vector_shape(space))
     except UserError as error:
         raise UserError(f"{role} space {_short(space)}: {error}") from None
+    if isinstance(space, spaces.MultiDiscrete) and isinstance(rep, Permutation):
+        _check_blocks(role, rep, space)
+
+
+def _check_blocks(role: str, rep: Permutation, space: spaces.MultiDiscrete) -> None:
+    """Raise unless every element takes all values of one choice to the values of one choice."""
+    sizes = space.nvec.ravel()
+    block = np.repeat(np.arange(len(sizes)), sizes)
+    for name, row in zip(rep.group.names, rep.indices, strict=True):
+        if len(set(zip(block.tolist(), block[row].tolist(), strict=True))) > len(sizes):
+            raise UserError(f"{role} space {space}: element {name} takes values of one choice to several: {rep!r}")
+
+
+def _check_bounds(rep: Representation, space: spaces.Box) -> None:
+    """Raise unless every element takes a Box of actions to itself: clipping or squashing would break the symmetry."""
+    bounds = torch.as_tensor(np.stack([space.low, space.high])).double()
+    if isinstance(rep, Matrix):
+        kept = bool(bounds.isinf().all())
+    else:
+        moved = rep.orbit(bounds)
+        kept = torch.equal(torch.stack([moved.amin(1), moved.amax(1)], 1), bounds.expand(moved.shape))
+    if not kept:
+        raise UserError(f"action space {_short(space)} from {space.low} to {space.high}: {rep!r} leads out of it")
 
 
 def _vector_shape(space: spaces.Space[Any]) -> tuple[int, ...]:
