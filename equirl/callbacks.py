@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +55,7 @@ class ProgressCallback(BaseCallback):
     def __init__(self, total: int, console: Console | None = None) -> None:
         super().__init__()
         self.total = total
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or Console(stderr=True)
         self._bar: Progress | None = None
 
     def _on_training_start(self) -> None:
@@ -64,7 +63,7 @@ class ProgressCallback(BaseCallback):
         if self.console.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
-                BarColumn(bar_width=None),
+                BarColumn(bar_width=14),  # narrow enough that the "^C" of an interruption breaks no line
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[speed]:>7,.0f} steps/s"),
                 TextColumn("return {task.fields[reward]}"),
@@ -74,17 +73,16 @@ class ProgressCallback(BaseCallback):
                 refresh_per_second=4,
             )
             self._bar.start()
-            self._task = self._bar.add_task("", total=self.total, completed=self.num_timesteps, speed=0.0, reward="-")
-            self._shown = 0.0
+            self._task = self._bar.add_task("", total=self.total, speed=0.0, reward="-")
+            self._draw(0.0)
 
     def _on_step(self) -> bool:
         now = time.monotonic()
         if self._bar is not None and now - self._shown > 0.25:
-            self._shown = now
-            self._bar.update(self._task, completed=self.num_timesteps, speed=self._speed(now), reward=self._reward())
-        elif self._bar is None and self.num_timesteps - self._said >= self.total / 10:
+            self._draw(now)
+        elif self._bar is None and self._said < self.total and self.num_timesteps - self._said >= self.total / 10:
             self._said = self.num_timesteps
-            left = (self.total - self.num_timesteps) / max(self._speed(now), 1e-9)
+            left = max(self.total - self.num_timesteps, 0) / max(self._speed(now), 1e-9)
             self.console.print(
                 f"{self.num_timesteps:,}/{self.total:,} steps  {self._speed(now):,.0f} steps/s  "
                 f"return {self._reward()}  {left:.0f} s left",
@@ -98,9 +96,14 @@ class ProgressCallback(BaseCallback):
     def close(self) -> None:
         """Take the bar off the terminal, also after an interruption."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.num_timesteps, reward=self._reward())
+            self._draw(time.monotonic())
             self._bar.stop()
             self._bar = None
+
+    def _draw(self, now: float) -> None:
+        if self._bar is not None:
+            self._shown, done = now, min(self.num_timesteps, self.total)  # SB3 ends with a whole rollout
+            self._bar.update(self._task, completed=done, speed=self._speed(now), reward=self._reward())
 
     def _speed(self, now: float) -> float:
         return (self.num_timesteps - self._first) / max(now - self._started, 1e-9)
@@ -141,12 +144,13 @@ class SymmetryCallback(EveryNSteps):
         net, symmetry, was_training = policy.q_net, policy.symmetry, policy.q_net.training
         net.set_training_mode(False)
         with torch.no_grad():
-            self.last_error = equivariance_error(net, symmetry.observation, symmetry.action, observations)
-            disagreement = greedy_disagreement(net.plain, symmetry.observation, symmetry.action, observations)
+            views = net.movable(observations)
+            self.last_error = equivariance_error(net.symmetrized, symmetry.observation, symmetry.action, views)
+            disagreement = greedy_disagreement(net.values_and_features, symmetry.observation, symmetry.action, views)
             self.logger.record("symmetry/equivariance_error", self.last_error, exclude=TEXT_ONLY)
             self.logger.record("symmetry/greedy_disagreement", disagreement, exclude=TEXT_ONLY)
             self._record_weights(net, observations)
-            self._record_orbit(net, observations)
+            self._record_orbit(net, views)
         net.set_training_mode(was_training)
         self.logger.dump(self.num_timesteps)
 
@@ -178,7 +182,9 @@ class SymmetryCallback(EveryNSteps):
         if isinstance(observations, dict):
             return
         views = net.symmetry.observation.orbit(observations[:1])
-        values = net(views.flatten(0, 1))
+        values = net.symmetrized(views.flatten(0, 1))
+        if not values.isfinite().all():
+            return  # learning diverged; the curves say so
         picture = orbit_picture(
             views[:, 0].cpu().numpy(), values.cpu().numpy(), net.symmetry.group.names, self.action_names
         )

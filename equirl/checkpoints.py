@@ -70,10 +70,13 @@ def load_checkpoint(model: Any, folder: Path) -> None:
         for key in _COUNTERS:
             if key in state and hasattr(model, key):
                 setattr(model, key, type(getattr(model, key))(state[key]))
-        if "replay_buffer" in state:
+        if getattr(model, "replay_buffer", None) is not None:
             _fill_buffer(model.replay_buffer, target / Path(state["replay_buffer"]).name)
     except Exception as error:  # torch, zipfile and numpy raise many kinds on a damaged file
-        raise UserError(f"checkpoint in {str(target)!r} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(
+            f"checkpoint in {str(target)!r} cannot be read: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def _state(folder: Path) -> dict[str, Any]:
@@ -91,7 +94,8 @@ def _state(folder: Path) -> dict[str, Any]:
 
 def _buffer_arrays(buffer: Any) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the filled part of every array, those of dictionary observations by ``name/key``."""
-    size = buffer.buffer_size if buffer.full else buffer.pos
+    # One row more: with optimize_memory_usage it holds the next observation of the last transition.
+    size = buffer.buffer_size if buffer.full else buffer.pos + 1
     for name in _ARRAYS:
         value = getattr(buffer, name, None)
         if isinstance(value, dict):
@@ -101,12 +105,13 @@ def _buffer_arrays(buffer: Any) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def _fill_buffer(buffer: Any, path: Path) -> None:
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         position, full = (int(number) for number in stored["place"])
-        for name in _ARRAYS:
-            value = getattr(buffer, name, None)
-            parts = {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-            for key, part in parts.items():
-                if part is not None:
-                    part[: len(stored[key])] = stored[key]
-        buffer.pos, buffer.full = position % buffer.buffer_size, bool(full)
+        if not 0 <= position < buffer.buffer_size:
+            raise ValueError(f"position {position} in a buffer of {buffer.buffer_size}")
+        buffer.pos, buffer.full = position, bool(full)
+        for name, part in _buffer_arrays(buffer):
+            values = stored[name]
+            if values.shape != part.shape:
+                raise ValueError(f"{name} has shape {values.shape}, where {part.shape} was expected")
+            part[:] = values

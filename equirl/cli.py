@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from equirl.errors import UserError
 
+if TYPE_CHECKING:
+    from equirl.runs import Settings
+
 app = typer.Typer(
     help="Equivariant reinforcement-learning agents for Gymnasium and Stable-Baselines3.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -34,10 +39,12 @@ def main() -> None:
     # TensorBoard's writers look for TensorFlow, whose absence is of no interest to anyone here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except (UserError, TyperException) as error:
+        said = error.format_message() if isinstance(error, TyperException) else str(error)
+        print(f"error: {' '.join(said.split())}", file=sys.stderr)
+        code = 2
+    raise SystemExit(code or 0)
 
 
 @app.callback()
@@ -47,6 +54,7 @@ def _group() -> None:
 
 @app.command()
 def train(
+    ctx: typer.Context,
     env: Annotated[str, typer.Option("--env", help="Gymnasium id of the environment.")] = "CartPole-v1",
     algo: Annotated[str, typer.Option("--algo", help="Algorithm.")] = "dqn",
     method: Annotated[
@@ -80,38 +88,34 @@ def train(
 ) -> None:
     """Train one agent, with progress, TensorBoard curves, checkpoints and a closing evaluation."""
     from equirl.config import parse_overrides
+    from equirl.folders import read_settings
     from equirl.runs import settings_of
     from equirl.training import resume as resume_run
     from equirl.training import train as train_run
 
-    console = Console(file=sys.stderr)
-    _use_threads(num_threads if num_threads is not None else -1 if env.startswith("ALE/") else 1)
     if n_timesteps is not None and n_timesteps < 1:
         raise UserError(f"-n {n_timesteps}: expected a whole number of at least 1")
-    if resume is not None:
-        result = resume_run(resume, n_timesteps, console)
-    else:
-        own = {"method": method, "symmetry": symmetry, "n_timesteps": n_timesteps, "n_envs": n_envs}
-        overrides = {
-            **parse_overrides(hyperparams or []),
-            **{key: value for key, value in own.items() if value is not None},
-        }
-        settings = settings_of(algo, env, overrides, conf_file, seed, device)
-        if not as_json:
-            console.print(
-                f"{algo} on {env}: {settings.method}, {settings.symmetry.group} "
-                f"({settings.symmetry.name or 'given'}), {settings.n_timesteps:,} steps, seed {seed}",
-                highlight=False,
-            )
-        result = train_run(settings, log_folder, eval_freq, eval_episodes, save_freq, console)
+    with _quiet_libraries():
+        if resume is not None:
+            settings = read_settings(resume)
+            _refuse_changes(ctx, settings)
+        else:
+            own = {"method": method, "symmetry": symmetry, "n_timesteps": n_timesteps, "n_envs": n_envs}
+            overrides = parse_overrides(hyperparams or [])
+            overrides |= {key: value for key, value in own.items() if value is not None}
+            settings = settings_of(algo, env, overrides, conf_file, seed, device)
+        _use_threads(num_threads if num_threads is not None else -1 if settings.env_id.startswith("ALE/") else 1)
+        if resume is not None:
+            result = resume_run(resume, n_timesteps)
+        else:
+            result = train_run(settings, log_folder, eval_freq, eval_episodes, save_freq)
     if as_json:
         return _print_json(result)
-    error = result["equivariance_error"]
     _print_table(
         f"{result['algorithm']} on {result['environment']}",
         {
             "mean return": f"{result['mean_return']:.2f} +- {result['std_return']:.2f} ({result['episodes']} episodes)",
-            "equivariance error": "not measured (no observations)" if error is None else f"{error:.1e}",
+            "equivariance error": _shown(result["equivariance_error"]),
             "method, group": f"{result['method']}, {result['group']}",
             "time": f"{result['seconds']:.0f} s, {result['steps_per_second']:,.0f} steps/s",
             "folder": result["folder"],
@@ -132,23 +136,24 @@ def evaluate(
     """Measure an agent's return under its own method, or under each on the same episodes, and recommend one."""
     from equirl.evaluation import compare_methods, load_agent, methods_for
 
-    _, settings = load_agent(model)
-    result = compare_methods(model, methods_for(methods or settings.method, settings.method), episodes)
+    with _quiet_libraries():
+        _, settings = load_agent(model)
+        result = compare_methods(model, methods_for(methods or settings.method, settings.method), episodes)
     if as_json:
         return _print_json(result)
     table = Table(title=f"{result['environment']}, {result['group']}, {episodes} episodes")
-    for column in ("method", "mean return", "95% interval", "equivariance error", "greedy disagreement"):
+    for column in ("method", "mean return", "95% interval", "equivariance\nerror", "greedy\ndisagreement"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in result["methods"]:
         table.add_row(
-            row["method"] + (" (trained)" if row["trained"] else ""),
+            row["method"],
             f"{row['mean_return']:.2f} +- {row['std_return']:.2f}",
-            "{:.2f} .. {:.2f}".format(*row["interval"]),
-            f"{row['equivariance_error']:.1e}",
+            "-" if row["interval"] is None else "{:.2f} .. {:.2f}".format(*row["interval"]),
+            _shown(row["equivariance_error"]),
             f"{row['greedy_disagreement']:.1%}",
         )
     Console().print(table)
-    Console().print(f"recommended: {result['recommended']}", highlight=False)
+    Console().print(f"trained: {settings.method}; recommended: {result['recommended']}", highlight=False)
 
 
 @app.command()
@@ -163,12 +168,10 @@ def enjoy(
     as_json: AsJson = False,
 ) -> None:
     """Let an agent play, in a window or on film."""
-    from equirl.evaluation import play
+    from equirl.films import play
 
-    for name, value in (("--episodes", episodes), ("-n", n_timesteps)):
-        if value < 1:
-            raise UserError(f"{name} {value}: expected a whole number of at least 1")
-    result = play(model, episodes, video, n_timesteps, seed)
+    with _quiet_libraries():
+        result = play(model, episodes, video, n_timesteps, seed)
     if as_json:
         return _print_json(result)
     rows = {f"episode {i}": f"{value:.2f}" for i, value in enumerate(result["returns"], 1)}
@@ -228,6 +231,30 @@ def symmetries(
     return Console().print(table)
 
 
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep what libraries print out of the results, and ALE's greeting out of everything."""
+    import ale_py
+
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _refuse_changes(ctx: typer.Context, settings: Settings) -> None:
+    """Refuse options that say other than what a resumed run has: it goes on as it began."""
+    own = settings.hyperparameters | settings.extra
+    own |= {"env": settings.env_id, "algo": settings.algo, "seed": settings.seed, "device": settings.device}
+    for name, value in ctx.params.items():
+        source = ctx.get_parameter_source(name)
+        given = source is not None and source.name != "DEFAULT"
+        if given and name not in ("resume", "n_timesteps", "num_threads", "as_json") and own.get(name) != value:
+            option = name.replace("_", "-")
+            raise UserError(
+                f"--{option} {value} with --resume: expected -n alone, since the run keeps its {own.get(name, option)}"
+            )
+
+
 def _use_threads(count: int) -> None:
     """Let torch use so many threads: on small networks one is faster than several, and far faster on a busy machine."""
     import torch
@@ -238,16 +265,17 @@ def _use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
+def _shown(error: float | None) -> str:
+    return "not finite" if error is None else f"{error:.1e}"
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def _print_table(title: str, rows: dict[str, str]) -> None:
-    """Print pairs as a table, the values whole: a path or a command that wraps cannot be copied."""
-    console = Console()
-    table = Table(title=title, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ignore")
+    """Print pairs in two columns without a frame: one that is wider than the terminal would cut paths, or break."""
+    width = max(map(len, rows))
+    print(title)
     for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table, crop=False, soft_wrap=True)
+        print(f"  {name:<{width}}  {value}")

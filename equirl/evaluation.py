@@ -1,10 +1,9 @@
-"""Returns of a trained agent, under its own method or under each, and films of it playing."""
+"""Returns of a trained agent, under its own method or under each."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,13 @@ import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from equirl.checks import equivariance_error, greedy_disagreement
-from equirl.errors import UserError
-from equirl.runs import EVALUATION_SEED, Settings, build_model, make_vec_env, read_settings, zoo_name
+from equirl.errors import UserError, unknown
+from equirl.folders import read_settings, zoo_name
+from equirl.hyperparameters import keyword_arguments
+from equirl.runs import EVALUATION_SEED, Settings, build_model, make_vec_env
 from equirl.symmetrizers import METHODS
+
+_SIDE_BY_SIDE = 10  # episodes that are played at once, so that the network reads them in one batch
 
 
 class Returns(NamedTuple):
@@ -34,23 +37,29 @@ class Returns(NamedTuple):
         return float(np.std(self.episodes))
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% normal interval of the mean."""
-        half = 1.96 * self.std / max(len(self.episodes) - 1, 1) ** 0.5
+    def interval(self) -> tuple[float, float] | None:
+        """The 95% normal interval of the mean; None for a single episode."""
+        if len(self.episodes) < 2:
+            return None
+        half = 1.96 * self.std / (len(self.episodes) - 1) ** 0.5
         return self.mean - half, self.mean + half
 
 
 def evaluate(model: Any, settings: Settings, episodes: int = 20, seed: int | None = None) -> Returns:
-    """Return the returns of greedy episodes on freshly seeded environments, the same ones for the same seed."""
+    """Return the returns of greedy episodes, each on a freshly seeded environment: one seed, one set of episodes."""
     if episodes < 1:
         raise UserError(f"episodes {episodes}: expected a whole number of at least 1")
     start = settings.seed + 2 * EVALUATION_SEED if seed is None else seed
-    env = make_vec_env(settings, n_envs=1, seed=start)
-    try:
-        found: Any = evaluate_policy(model, env, n_eval_episodes=episodes, return_episode_rewards=True, warn=False)
-    finally:
-        env.close()
-    return Returns([float(value) for value in found[0]])
+    returns: list[float] = []
+    for first in range(0, episodes, _SIDE_BY_SIDE):
+        count = min(_SIDE_BY_SIDE, episodes - first)
+        env = make_vec_env(settings, n_envs=count, seed=start + first, native=False)  # a native one has a single seed
+        try:
+            found: Any = evaluate_policy(model, env, n_eval_episodes=count, return_episode_rewards=True, warn=False)
+        finally:
+            env.close()
+        returns += [float(value) for value in found[0]]
+    return Returns(returns)
 
 
 def load_agent(path: str | os.PathLike[str]) -> tuple[Any, Settings]:
@@ -73,16 +82,13 @@ def load_agent(path: str | os.PathLike[str]) -> tuple[Any, Settings]:
 
 def agent_of(settings: Settings, weights: Path) -> Any:
     """Return a fresh model of these settings with the weights of a zip."""
-    small = {"buffer_size": 1} if "buffer_size" in settings.hyperparameters else {}
-    env = make_vec_env(settings, n_envs=1)
-    model: Any = build_model(settings, env, **small)
+    model = _fresh_model(settings)
     if not weights.is_file():
         raise UserError(f"no weights at {str(weights)!r}: expected the zip that training writes there")
     try:
         model.set_parameters(weights, device=model.device)
     except Exception as error:  # torch and zipfile raise many kinds; a damaged file is the user's to hear about
         raise UserError(f"weights {str(weights)!r} do not fit: {' '.join(str(error).split())[:200]}") from None
-    model.policy.set_training_mode(False)
     return model
 
 
@@ -93,28 +99,29 @@ def compare_methods(path: str | os.PathLike[str], methods: Sequence[str], episod
 
     Args:
         path: a run folder, or a zip in one.
-        methods: names from `equirl.METHODS`; lambda needs an agent that was trained with it.
+        methods: names as `methods_for` returns them.
         episodes: how many.
     """
+    if episodes < 1:
+        raise UserError(f"episodes {episodes}: expected a whole number of at least 1")
     agent, settings = load_agent(path)
     weights = Path(path) / f"{zoo_name(settings.env_id)}.zip" if Path(path).is_dir() else Path(path)
     rows = []
     observations = _observations(settings)
-    for method in methods:
-        chosen = replace(settings, hyperparameters={**settings.hyperparameters, "method": method})
-        model = agent if method == settings.method else _with_method(agent, chosen, weights)
-        returns = evaluate(model, chosen, episodes)
-        symmetry, net = settings.symmetry, model.q_net
-        batch, _ = model.policy.obs_to_tensor(observations)
+    models = {name: agent if name == settings.method else _with_method(agent, settings, name) for name in methods}
+    for method, model in models.items():
+        returns = evaluate(model, settings, episodes)
+        net, moves = model.q_net, (settings.symmetry.observation, settings.symmetry.action)
+        batch = net.movable(model.policy.obs_to_tensor(observations)[0])
         rows.append(
             {
                 "method": method,
                 "trained": method == settings.method,
                 "mean_return": returns.mean,
                 "std_return": returns.std,
-                "interval": list(returns.interval),
-                "equivariance_error": equivariance_error(net, symmetry.observation, symmetry.action, batch),
-                "greedy_disagreement": greedy_disagreement(net, symmetry.observation, symmetry.action, batch),
+                "interval": returns.interval,
+                "equivariance_error": finite(equivariance_error(net.symmetrized, *moves, batch)),
+                "greedy_disagreement": greedy_disagreement(net.symmetrized, *moves, batch),
             }
         )
     return {
@@ -138,7 +145,7 @@ def recommend(rows: Sequence[dict[str, Any]], trained: str) -> str:
     """
     best = max(rows, key=lambda row: float(row["mean_return"]))
     own = next((row for row in rows if row["method"] == trained), None)
-    if own is not None and best["interval"][0] <= own["mean_return"]:
+    if own is not None and (best["interval"] is None or best["interval"][0] <= own["mean_return"]):
         return trained
     return str(best["method"])
 
@@ -146,22 +153,37 @@ def recommend(rows: Sequence[dict[str, Any]], trained: str) -> str:
 def methods_for(name: str, trained: str) -> list[str]:
     """Return the methods that ``--methods`` asks for: a list with commas, or ``all`` that this agent can take.
 
+    Raises:
+        UserError: an unknown method, or one whose weights this agent did not learn.
+
     >>> methods_for("all", "identity")
     ['identity', 'equitune', 'equizero']
     """
     if name == "all":
         return [method for method in METHODS if not METHODS[method].reads_features or method == trained]
-    return [part.strip() for part in name.split(",")]
+    methods = list(dict.fromkeys(part.strip() for part in name.split(",")))
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("method", method, ["all", *METHODS])
+        if METHODS[method].reads_features and method != trained:
+            raise UserError(f"method {method!r}: expected an agent trained with it, since its weights are learnt")
+    return methods
 
 
-def _with_method(agent: Any, settings: Settings, weights: Path) -> Any:
+def _with_method(agent: Any, settings: Settings, method: str) -> Any:
     """Return the same plain network inside another symmetrizer."""
-    if METHODS[settings.method].reads_features:
-        raise UserError(f"method {settings.method!r}: expected an agent trained with it, since its weights are learnt")
-    small = {"buffer_size": 1} if "buffer_size" in settings.hyperparameters else {}
-    model: Any = build_model(settings, make_vec_env(settings, n_envs=1), **small)
-    kept = {key: value for key, value in agent.q_net.state_dict().items() if not key.startswith("symmetrizer.")}
-    model.q_net.load_state_dict(kept)
+    own = keyword_arguments(settings.hyperparameters.get("policy_kwargs")) or {}
+    kept = {key: value for key, value in own.items() if key not in ("symmetrizer_kwargs", "double_selection")}
+    model = _fresh_model(
+        replace(settings, hyperparameters={**settings.hyperparameters, "method": method, "policy_kwargs": kept})
+    )
+    state = {key: value for key, value in agent.q_net.state_dict().items() if not key.startswith("symmetrizer.")}
+    model.q_net.load_state_dict(state)
+    return model
+
+
+def _fresh_model(settings: Settings) -> Any:
+    model: Any = build_model(settings, make_vec_env(settings, n_envs=1), learns=False)
     model.policy.set_training_mode(False)
     return model
 
@@ -179,68 +201,6 @@ def _observations(settings: Settings, steps: int = 128) -> Any:
     return np.concatenate(seen)
 
 
-@contextmanager
-def _film(path: Path | None, fps: float) -> Iterator[Any]:
-    """Yield a function that takes one frame, writing GIF or MP4 beside its place and moving it there at the end."""
-    if path is None:
-        yield lambda frame: None
-        return
-    import imageio
-
-    partial = path.with_name(f".partial{path.suffix}")
-    options: dict[str, Any] = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps}
-    try:
-        writer: Any = imageio.get_writer(partial, **options)
-        with writer:
-            yield writer.append_data
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def play(
-    path: str | os.PathLike[str], episodes: int = 1, video: Path | None = None, max_steps: int = 10_000, seed: int = 0
-) -> dict[str, Any]:
-    """Let an agent play in a window, or film it into a GIF or MP4.
-
-    Args:
-        path: a run folder, or a zip in one.
-        episodes: how many to play.
-        video: the file to write; without it the environment's own window opens.
-        max_steps: the most steps in all.
-        seed: of the first episode.
-
-    Raises:
-        UserError: no agent, or a film of another kind.
-    """
-    if video is not None and video.suffix not in (".gif", ".mp4"):
-        raise UserError(f"video {str(video)!r}: expected a name that ends in .gif or .mp4")
-    if video is not None and not video.parent.is_dir():
-        raise UserError(f"video {str(video)!r}: expected a folder that exists, and {str(video.parent)!r} does not")
-    model, settings = load_agent(path)
-    env: Any = make_vec_env(settings, n_envs=1, seed=seed, render_mode="rgb_array" if video else "human")
-    fps = float(env.metadata.get("render_fps", 30))
-    observation = env.reset()
-    returns: list[float] = []
-    total = 0.0
-    try:
-        with _film(video, fps) as show:
-            for _ in range(max_steps):
-                show(env.render("rgb_array") if video else None)
-                action, _ = model.predict(observation, deterministic=True)
-                observation, reward, done, infos = env.step(action)
-                total += float(reward[0])
-                if done[0]:
-                    episode: dict[str, Any] = infos[0].get("episode", {})
-                    returns.append(float(episode.get("r", total)))
-                    total = 0.0
-                    if len(returns) >= episodes:
-                        break
-    finally:
-        env.close()
-    return {
-        "model": str(path),
-        "environment": settings.env_id,
-        "returns": returns,
-        "video": str(video) if video else None,
-    }
+def finite(value: float) -> float | None:
+    """Return a number that JSON can hold, None in place of infinities and NaN."""
+    return float(value) if np.isfinite(value) else None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,19 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from equirl.callbacks import CheckpointCallback, HyperparametersCallback, ProgressCallback, SymmetryCallback
-from equirl.checkpoints import checkpoint_steps, load_checkpoint
+from equirl.checkpoints import checkpoint_steps, load_checkpoint, save_checkpoint
 from equirl.errors import UserError
-from equirl.evaluation import evaluate
+from equirl.evaluation import evaluate, finite
+from equirl.folders import create_folder, read_settings, write_settings, zoo_name
 from equirl.hyperparameters import named_callables
-from equirl.runs import (
-    EVALUATION_SEED,
-    Settings,
-    action_names,
-    build_model,
-    create_folder,
-    make_vec_env,
-    read_settings,
-    write_settings,
-    zoo_name,
-)
+from equirl.runs import EVALUATION_SEED, Settings, action_names, build_model, make_vec_env
 
 FINAL_EPISODES = 20
+_AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # a path that wraps is no path
 
 
 def train(
@@ -44,26 +36,29 @@ def train(
 ) -> dict[str, Any]:
     """Train one agent into a new run folder, and return what came of it.
 
+    Ctrl-C writes the agent and a checkpoint, from which `resume` goes on, before the KeyboardInterrupt is raised again.
+
     Args:
         settings: the run, checked by `settings_of`.
         log_folder: the run goes to ``<log_folder>/<algo>/<env>_<k>`` with the next free k.
-        eval_freq: environment steps between evaluations, a twentieth of the run by default.
+        eval_freq: environment steps between evaluations; by default a twentieth of the run, but at least 1000 steps.
         eval_episodes: episodes an evaluation.
         save_freq: environment steps between checkpoints, a fifth of the run by default.
-        console: where progress is drawn.
+        console: where progress is drawn, standard error by default.
 
     Returns:
         a JSON-able dictionary with `folder`, `mean_return`, `std_return`, `equivariance_error`, `seconds` and more.
 
     Raises:
-        UserError: the log folder cannot be written.
+        UserError: the log folder cannot be written, or a number below 1.
     """
     total = settings.n_timesteps
+    default = min(max(total // 20, 1000), total)  # short runs would spend their time on evaluations
     extra = {
         "n_timesteps": total,
-        "eval_freq": eval_freq or max(total // 20, 1),
+        "eval_freq": default if eval_freq is None else eval_freq,
         "eval_episodes": eval_episodes,
-        "save_freq": save_freq or max(total // 5, 1),
+        "save_freq": max(total // 5, 1) if save_freq is None else save_freq,
     }
     for name, value in extra.items():
         if value < 1:
@@ -71,7 +66,8 @@ def train(
     settings = replace(settings, extra=extra)
     folder = create_folder(log_folder, settings)
     write_settings(folder, settings)
-    return _run(settings, folder, resume=False, console=console)
+    model = build_model(settings, make_vec_env(settings, seed=settings.seed, folder=folder))
+    return _run(settings, folder, model, _evaluations(settings, model, folder), console)
 
 
 def resume(folder: Path, n_timesteps: int | None = None, console: Console | None = None) -> dict[str, Any]:
@@ -80,59 +76,68 @@ def resume(folder: Path, n_timesteps: int | None = None, console: Console | None
     Raises:
         UserError: no run folder, no checkpoint, or nothing left to do.
     """
-    settings = read_settings(folder)
+    folder, settings = Path(folder), read_settings(folder)
     if n_timesteps is not None:
         changed = {**settings.hyperparameters, "n_timesteps": n_timesteps}
         settings = replace(settings, hyperparameters=changed, extra={**settings.extra, "n_timesteps": n_timesteps})
-    return _run(settings, Path(folder), resume=True, console=console)
-
-
-def _run(settings: Settings, folder: Path, resume: bool, console: Console | None) -> dict[str, Any]:
-    name, extra, total = zoo_name(settings.env_id), settings.extra, settings.n_timesteps
-    done = checkpoint_steps(folder) if resume else 0
+    done, total = checkpoint_steps(folder), settings.n_timesteps
     if done >= total:
         raise UserError(f"run {str(folder)!r} has done {done} of {total} steps: expected more, with -n above {done}")
-    env = make_vec_env(settings, seed=settings.seed + done, folder=folder)
-    model: Any = build_model(settings, env)
-    if resume:
-        load_checkpoint(model, folder)
-        write_settings(folder, settings)
-    # wrapped as the model wraps its own (pictures with channels first), or SB3 would warn that the two differ
-    eval_envs = min(settings.n_envs, int(extra["eval_episodes"]))
-    eval_env = model._wrap_env(make_vec_env(settings, n_envs=eval_envs, seed=settings.seed + EVALUATION_SEED))
-    model.set_logger(configure(str(folder), ["tensorboard"]))
+    # The environments that write into the folder come last, so that a damaged file leaves it as it is.
+    model: Any = build_model(settings, make_vec_env(settings))
+    load_checkpoint(model, folder)
+    evaluation = _evaluations(settings, model, folder)
+    write_settings(folder, settings)
+    model.get_env().close()
+    model.set_env(make_vec_env(settings, folder=folder))
+    model.set_random_seed((settings.seed + done) % 2**32)  # or the same dice would fall again
+    return _run(settings, folder, model, evaluation, console)
 
-    progress = ProgressCallback(total, console)
-    symmetry = SymmetryCallback(int(extra["eval_freq"]), action_names(env))
-    evaluation = EvalCallback(
-        eval_env,
-        n_eval_episodes=int(extra["eval_episodes"]),
-        eval_freq=max(int(extra["eval_freq"]) // settings.n_envs, 1),
-        log_path=str(folder),
-        best_model_save_path=str(folder),
-        deterministic=True,
-        verbose=0,
-        warn=False,
+
+def _run(
+    settings: Settings, folder: Path, model: Any, evaluation: EvalCallback, console: Console | None
+) -> dict[str, Any]:
+    """Let the model learn from where it is up to the end, and describe the agent that comes of it."""
+    extra, total, done = settings.extra, settings.n_timesteps, model.num_timesteps
+    path = folder / f"{zoo_name(settings.env_id)}.zip"
+    model.set_logger(configure(str(folder), ["tensorboard"]))
+    if done:
+        _forget_later(model.logger, done)
+    console = console or Console(stderr=True)
+    console.print(
+        f"{settings.algo} on {settings.env_id}: {settings.method}, {settings.symmetry.group}, {total:,} steps, "
+        f"seed {settings.seed}; curves: tensorboard --logdir {folder}",
+        **_AS_IT_IS,
     )
-    if resume:
-        _recall_evaluations(evaluation, folder)
+    progress = ProgressCallback(total, console)
+    symmetry = SymmetryCallback(extra["eval_freq"], action_names(model.get_env()))
     callbacks: list[BaseCallback] = [
         HyperparametersCallback({**settings.hyperparameters, "env": settings.env_id, "seed": settings.seed}),
         evaluation,
         symmetry,
-        CheckpointCallback(int(extra["save_freq"]), folder),
+        CheckpointCallback(extra["save_freq"], folder),
         progress,
-    ]
-    callbacks += [
-        make(**keywords) for make, keywords in named_callables("callback", settings.hyperparameters.get("callback"))
+        *(make(**keywords) for make, keywords in named_callables("callback", settings.hyperparameters.get("callback"))),
     ]
     started = time.monotonic()
-    with _saving(model, folder / f"{name}.zip", progress):
-        model.learn(total - done, callback=callbacks, reset_num_timesteps=not resume, log_interval=4)
+    try:
+        model.learn(total - done, callback=callbacks, reset_num_timesteps=not done, log_interval=4)
+        model.dump_logs()  # the episodes since the last fourth one
+    except KeyboardInterrupt:
+        progress.close()
+        console.print(f"interrupted: saving; go on with `equirl train --resume {folder}`", **_AS_IT_IS)
+        save_checkpoint(model, folder)
+        model.save(path)
+        raise
+    finally:
+        progress.close()
+        model.logger.close()
+        model.get_env().close()
+        evaluation.eval_env.close()
     seconds = time.monotonic() - started
-    env.close()
-    eval_env.close()
+    model.save(path)
 
+    console.print(f"playing {FINAL_EPISODES} closing episodes", **_AS_IT_IS)
     final = evaluate(model, settings, episodes=FINAL_EPISODES)
     return {
         "environment": settings.env_id,
@@ -147,37 +152,50 @@ def _run(settings: Settings, folder: Path, resume: bool, console: Console | None
         "episodes": FINAL_EPISODES,
         "mean_return": final.mean,
         "std_return": final.std,
-        "best_mean_return": _finite(evaluation.best_mean_reward),
-        "equivariance_error": _finite(symmetry.last_error),
+        "best_mean_return": finite(evaluation.best_mean_reward),
+        "equivariance_error": finite(symmetry.last_error),
         "folder": str(folder),
-        "model": str(folder / f"{name}.zip"),
+        "model": str(path),
     }
 
 
-@contextmanager
-def _saving(model: Any, path: Path, progress: ProgressCallback) -> Iterator[None]:
-    """Save the agent when training ends, also when the user ends it with Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        progress.console.print("interrupted: saving the agent as it is; `equirl train --resume` goes on")
-    finally:
-        progress.close()
-    model.save(path)
-
-
-def _recall_evaluations(evaluation: EvalCallback, folder: Path) -> None:
-    """Let a resumed run append to its earlier evaluations, and keep the best model unless it finds a better one."""
+def _evaluations(settings: Settings, model: Any, folder: Path) -> EvalCallback:
+    """Return SB3's evaluation callback; it knows a resumed run's evaluations up to here, and the best mean of all."""
+    episodes = settings.extra["eval_episodes"]
+    # At least two where the run has several, or SB3 would warn that the two kinds of environments differ.
+    n_envs = min(settings.n_envs, max(episodes, 2))
+    env = make_vec_env(settings, n_envs=n_envs, seed=settings.seed + EVALUATION_SEED)
+    evaluation = EvalCallback(
+        model._wrap_env(env),  # as the model wraps its own, pictures with channels first, for the same reason
+        n_eval_episodes=episodes,
+        eval_freq=max(settings.extra["eval_freq"] // settings.n_envs, 1),
+        log_path=str(folder),
+        best_model_save_path=str(folder),
+        deterministic=True,
+        verbose=0,
+        warn=False,
+    )
     path = folder / "evaluations.npz"
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as stored:
-            evaluation.evaluations_timesteps = stored["timesteps"].tolist()
-            evaluation.evaluations_results = stored["results"].tolist()
-            evaluation.evaluations_length = stored["ep_lengths"].tolist()
+    if not path.is_file():
+        return evaluation
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            kept = stored["timesteps"] <= model.num_timesteps
+            evaluation.evaluations_timesteps = stored["timesteps"][kept].tolist()
+            evaluation.evaluations_results = stored["results"][kept].tolist()
+            evaluation.evaluations_length = stored["ep_lengths"][kept].tolist()
             if "successes" in stored:
-                evaluation.evaluations_successes = stored["successes"].tolist()
-        evaluation.best_mean_reward = float(np.mean(evaluation.evaluations_results, axis=1).max())
+                evaluation.evaluations_successes = stored["successes"][kept].tolist()
+            evaluation.best_mean_reward = float(stored["results"].mean(axis=1).max())
+    except (OSError, EOFError, KeyError, IndexError, ValueError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{str(path)!r}: expected the evaluations so far, or no file: {reason}") from None
+    return evaluation
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _forget_later(logger: Logger, step: int) -> None:
+    """Tell TensorBoard that the run went back to this step: what was logged after it and before a crash is void."""
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            writer: Any = output.writer.file_writer
+            writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
