@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from equirl.errors import UserError
+from equirl.symmetrizers import METHODS
 
 if TYPE_CHECKING:
     from equirl.runs import Settings
@@ -31,6 +33,9 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Packages = Annotated[
+    list[str] | None, typer.Option("--gym-packages", help="Modules to import, which register environments; repeatable.")
+]
 Model = Annotated[str, typer.Argument(help="A run folder such as logs/dqn/CartPole-v1_1, or a zip inside one.")]
 
 
@@ -59,7 +64,7 @@ def train(
     algo: Annotated[str, typer.Option("--algo", help="Algorithm.")] = "dqn",
     method: Annotated[
         str | None,
-        typer.Option("--method", help="identity, equitune, equizero or lambda; the configuration's if not given."),
+        typer.Option("--method", help=f"{', '.join(METHODS)}; the configuration's if not given."),
     ] = None,
     symmetry: Annotated[
         str | None, typer.Option("--symmetry", help="auto (from the catalogue), none, or a name that is listed.")
@@ -84,6 +89,7 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on in this run folder from its last checkpoint.")
     ] = None,
+    gym_packages: Packages = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one agent, with progress, TensorBoard curves, checkpoints and a closing evaluation."""
@@ -96,6 +102,7 @@ def train(
     if n_timesteps is not None and n_timesteps < 1:
         raise UserError(f"-n {n_timesteps}: expected a whole number of at least 1")
     with _quiet_libraries():
+        _import(gym_packages)
         if resume is not None:
             settings = read_settings(resume)
             _refuse_changes(ctx, settings)
@@ -131,12 +138,14 @@ def evaluate(
     methods: Annotated[
         str | None, typer.Option("--methods", help="all, or names with commas; the trained one if not given.")
     ] = None,
+    gym_packages: Packages = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure an agent's return under its own method, or under each on the same episodes, and recommend one."""
     from equirl.evaluation import compare_methods, load_agent, methods_for
 
     with _quiet_libraries():
+        _import(gym_packages)
         _, settings = load_agent(model)
         result = compare_methods(model, methods_for(methods or settings.method, settings.method), episodes)
     if as_json:
@@ -165,12 +174,14 @@ def enjoy(
     ] = None,
     n_timesteps: Annotated[int, typer.Option("-n", "--n-timesteps", help="The most steps in all.")] = 10_000,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the first episode.")] = 0,
+    gym_packages: Packages = None,
     as_json: AsJson = False,
 ) -> None:
     """Let an agent play, in a window or on film."""
     from equirl.films import play
 
     with _quiet_libraries():
+        _import(gym_packages)
         result = play(model, episodes, video, n_timesteps, seed)
     if as_json:
         return _print_json(result)
@@ -241,6 +252,15 @@ def _quiet_libraries() -> Iterator[None]:
         yield
 
 
+def _import(modules: list[str] | None) -> None:
+    """Import modules that the user names, for the environments they register."""
+    for name in modules or []:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise UserError(f"--gym-packages {name}: expected a module that can be imported: {error}") from None
+
+
 def _refuse_changes(ctx: typer.Context, settings: Settings) -> None:
     """Refuse options that say other than what a resumed run has: it goes on as it began."""
     own = settings.hyperparameters | settings.extra
@@ -248,7 +268,11 @@ def _refuse_changes(ctx: typer.Context, settings: Settings) -> None:
     for name, value in ctx.params.items():
         source = ctx.get_parameter_source(name)
         given = source is not None and source.name != "DEFAULT"
-        if given and name not in ("resume", "n_timesteps", "num_threads", "as_json") and own.get(name) != value:
+        if (
+            given
+            and name not in ("resume", "n_timesteps", "num_threads", "gym_packages", "as_json")
+            and own.get(name) != value
+        ):
             option = name.replace("_", "-")
             raise UserError(
                 f"--{option} {value} with --resume: expected -n alone, since the run keeps its {own.get(name, option)}"

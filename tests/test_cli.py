@@ -160,6 +160,34 @@ def test_ctrl_c_leaves_a_run_that_goes_on(equirl, tmp_path, monkeypatch):
     assert json.loads(said.out)["steps"] >= 60
 
 
+MINE = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+from equirl import Symmetry
+
+class Mine(CartPoleEnv):
+    symmetry = Symmetry.generated_by(({"signs": [-1, -1, -1, -1]}, [1, 0]), name="mine")
+
+gym.register("Mine-v0", entry_point=Mine, max_episode_steps=20)
+"""
+
+
+def test_an_environment_of_the_users_own_brings_its_symmetry(equirl, tmp_path, monkeypatch):
+    (tmp_path / "my_environments.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    package = ["--gym-packages", "my_environments"]
+    said = equirl("train", "--env", "Mine-v0", *QUICK, "--seed", "1", "-f", tmp_path, *package, "--json")
+    assert said.code == 0, said.err
+    result = json.loads(said.out)
+    assert (result["symmetry"], result["group"]) == ("mine", "C2")
+    assert result["equivariance_error"] < 1e-5
+    said = equirl("evaluate", result["folder"], "--methods", "all", "--episodes", "2", *package, "--json")
+    errors = {row["method"]: row["equivariance_error"] for row in json.loads(said.out)["methods"]}
+    assert errors["equitune"] < 1e-5 < errors["identity"]
+    gym.registry.pop("Mine-v0")
+    monkeypatch.delitem(sys.modules, "my_environments")
+
+
 # ------------------------------------------------------------------------------------------------------- mistakes
 
 
@@ -196,6 +224,7 @@ def _files(tmp_path):
         (["train", "--conf-file", "wrong.yml"], ["symmetry", "action"]),
         (["train", "--conf-file", "none.yml"], ["none.yml", "No such file"]),
         (["train", "-f", "a file"], ["'a file'", "can be written"]),
+        (["train", "--gym-packages", "no_such_module"], ["no_such_module", "imported"]),
         (["train", "--resume", "nowhere"], ["'nowhere'", "no run folder"]),
         (["train", "--resume", "empty"], ["'empty'", "no run folder"]),
         (["train", "--evn", "CartPole-v1"], ["--evn", "--env"]),
