@@ -192,16 +192,26 @@ def checked_value(key: str, value: Any) -> Any:
         raise UserError(f"{key} {value!r}: expected plain data (numbers, strings, lists and mappings)") from None
 
 
+# What a dotted path may name, by key: a run folder that somebody hands over must not get to call just anything.
+_BASES = {
+    "env_wrapper": "gymnasium.Wrapper",
+    "vec_env_wrapper": "stable_baselines3.common.vec_env.VecEnvWrapper",
+    "callback": "stable_baselines3.common.callbacks.BaseCallback",
+    "replay_buffer_class": "stable_baselines3.common.buffers.ReplayBuffer",
+}
+
+
 def imported(key: str, path: str) -> Callable[..., Any]:
     """Return the class or function that the dotted path given for a key names.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is no subclass of what the key stands for.
 
     >>> imported("env_wrapper", "gymnasium.wrappers.TimeLimit").__name__
     'TimeLimit'
     """
     module, _, name = path.rpartition(".")
+    base = _BASES.get(key)
     try:
         found = getattr(import_module(module), name)
     except ImportError as error:
@@ -209,10 +219,16 @@ def imported(key: str, path: str) -> Callable[..., Any]:
     except AttributeError:
         reason = f"module {module} has no {name}"
     else:
-        if callable(found):
+        if callable(found) and (base is None or _is_subclass(found, base)):
             return cast("Callable[..., Any]", found)
-        reason = "it is no class or function"
-    raise UserError(f"{key} {path!r}: expected the dotted path of a class or function: {reason}")
+        reason = "it is none"
+    expected = f"a subclass of {base}" if base else "a class or function"
+    raise UserError(f"{key} {path!r}: expected the dotted path of {expected}: {reason}")
+
+
+def _is_subclass(found: Any, base: str) -> bool:
+    module, _, name = base.rpartition(".")
+    return isinstance(found, type) and issubclass(found, getattr(import_module(module), name))
 
 
 def named_callables(key: str, value: Any) -> list[tuple[Callable[..., Any], dict[str, Any]]]:

@@ -218,7 +218,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("env_wrapper", {"a.b": 3}, "or a list of these"),
     ("env_wrapper", {"a.b": {}, "c.d": {}}, "or a list of these"),
     ("env_wrapper", "gymnasium.wrappers.TimLimit", "module gymnasium.wrappers has no TimLimit"),
-    ("env_wrapper", "gymnasium.wrappers.__path__", "no class or function"),
+    ("env_wrapper", "gymnasium.wrappers.__path__", "a subclass of gymnasium.Wrapper: it is none"),
+    ("env_wrapper", {"pydoc.pipepager": {"cmd": "true"}}, "a subclass of gymnasium.Wrapper: it is none"),
+    ("vec_env_wrapper", "gymnasium.wrappers.TimeLimit", "VecEnvWrapper: it is none"),
+    ("callback", "os.system", "BaseCallback: it is none"),
+    ("replay_buffer_class", "collections.deque", "ReplayBuffer: it is none"),
     ("env_wrapper", {"gymnasium.wrappers.TimeLimit": {"max_steps": 9}}, "max_episode_steps"),
     ("env_wrapper", {"gymnasium.wrappers.TimeLimit": {"env": 9}}, "max_episode_steps"),
     ("vec_env_wrapper", 3, "or a list of these"),
@@ -308,8 +312,10 @@ def test_policy_kwargs_are_a_copy() -> None:
 
 
 def test_wrappers_keep_their_order() -> None:
-    found = named_callables("env_wrapper", ["collections.OrderedDict", {"collections.deque": {"maxlen": 1}}])
-    assert [(taker.__name__, keywords) for taker, keywords in found] == [("OrderedDict", {}), ("deque", {"maxlen": 1})]
+    limit = {"gymnasium.wrappers.TimeLimit": {"max_episode_steps": 1}}
+    found = named_callables("env_wrapper", ["gymnasium.wrappers.FlattenObservation", limit])
+    assert [taker.__name__ for taker, _ in found] == ["FlattenObservation", "TimeLimit"]
+    assert [keywords for _, keywords in found] == [{}, {"max_episode_steps": 1}]
 
 
 # ------------------------------------------------------------------------------------------------- overrides
