@@ -73,7 +73,7 @@ def train(job: tuple[str, str, int], logs: Path) -> list[dict[str, object]]:
 def draw(rows: list[dict[str, str]], path: Path) -> None:
     """Draw mean and range over seeds of the evaluation return against environment steps."""
     figure = Figure(figsize=(9.6, 3.6), dpi=150, layout="constrained")
-    for axes, (env, study) in zip(figure.subplots(1, len(STUDIES)), STUDIES.items(), strict=True):
+    for axes, (env, study) in zip(figure.subplots(1, len(STUDIES), squeeze=False)[0], STUDIES.items(), strict=True):
         for method in study["methods"]:
             points = [row for row in rows if (row["env"], row["method"]) == (env, method) and row["step"] != "final"]
             steps = sorted({int(row["step"]) for row in points})
