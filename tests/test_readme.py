@@ -1,0 +1,60 @@
+"""What the README shows is what happens: its Python runs as it stands, its files and commands are there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from torch import nn
+
+import equirl.envs  # noqa: F401
+from equirl import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 4
+    given: dict[str, Any] = {
+        "resnet": nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        "images": torch.rand(2, 3, 8, 8),
+        "backbone": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()),
+        "env": gym.make("equirl/GridWorld-v0"),
+    }
+    for block in blocks:
+        exec(block.replace("50_000", "200"), given)
+    assert (tmp_path / "cartpole.zip").is_file()
+    assert given["DQN"].load("cartpole").policy.method == "equitune"
+    turn, still, images = given["turn"], given["still"], given["images"]
+    assert given["equivariance_error"](given["net"], turn, still, images) < 1e-6
+
+
+def test_the_files_and_commands_exist(capsys):
+    for target in re.findall(r"\]\(([\w./-]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+    known = {command.callback.__name__ for command in cli.app.registered_commands}
+    said = set(re.findall(r"^\$ equirl (\w+)", README, flags=re.MULTILINE))
+    assert said
+    assert said <= known
+    targets = set(re.findall(r"^\$ make (\w+)", README, flags=re.MULTILINE))
+    assert targets == {"train", "test"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+@pytest.mark.parametrize("column", ["identity", "equitune", "lambda", "equizero"])
+def test_the_table_of_returns_is_the_committed_one(column):
+    rows = [line.split(",") for line in (ROOT / "docs" / "learning_curves.csv").read_text().splitlines()[1:]]
+    finals = [
+        float(value) for env, method, _, step, value in rows if "Grid" in env and (method, step) == (column, "final")
+    ]
+    assert len(finals) == 3
+    [row] = [line for line in README.splitlines() if line.startswith("| GridWorld")]
+    shown = dict(zip(["", "", "identity", "equitune", "lambda", "equizero"], row.split("|"), strict=False))
+    assert float(shown[column].strip(" *")) == pytest.approx(sum(finals) / 3, abs=0.0051)
