@@ -62,15 +62,24 @@ class Symmetry(dict[str, Any]):
 
     @staticmethod
     def from_data(data: Mapping[str, Any]) -> Symmetry:
-        """Return the symmetry whose plain data are given."""
+        """Return the symmetry whose plain data are given, or the generators of one as `generated_by` takes them.
+
+        >>> Symmetry.from_data({"generators": [["rot90", [1, 2, 3, 0]], ["flip_x", [0, 3, 2, 1]]]}).group
+        D4
+        """
         if isinstance(data, Symmetry):
             return data
-        parts = ["group", "observation", "action", "name"]
+        by_generators = isinstance(data, Mapping) and "generators" in data
+        parts = ["generators", "name"] if by_generators else ["group", "observation", "action", "name"]
         if not isinstance(data, Mapping):
             raise UserError(f"symmetry {data!r}: expected a mapping with {', '.join(parts)}")
         for part in data:
             if part not in parts:
                 raise unknown("part of a symmetry", part, parts)
+        if by_generators:
+            if not isinstance(data["generators"], list | tuple):
+                raise UserError(f"generators {data['generators']!r}: expected a list of pairs")
+            return Symmetry.generated_by(*data["generators"], name=str(data.get("name", "")))
         missing = [part for part in parts[:3] if part not in data]
         if missing:
             raise UserError(f"symmetry without {', '.join(missing)}: expected a mapping with {', '.join(parts)}")

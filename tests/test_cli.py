@@ -22,6 +22,9 @@ QUICK = ["-n", "60", "-P", "learning_starts:30", "-P", "buffer_size:500", "-P", 
 QUICK += ["-P", "train_freq:4", "-P", "gradient_steps:1"]
 
 
+NEGATE = "dict(generators=[[dict(signs=[-1, -1, -1, -1])"
+
+
 class Said(NamedTuple):
     code: int
     out: str
@@ -160,6 +163,15 @@ def test_ctrl_c_leaves_a_run_that_goes_on(equirl, tmp_path, monkeypatch):
     assert json.loads(said.out)["steps"] >= 60
 
 
+def test_generators_on_the_command_line_make_a_symmetry(equirl, tmp_path):
+    said = equirl("train", *QUICK, "-P", f"symmetry:{NEGATE}, [1, 0]]])", "-f", tmp_path, "--json")
+    assert said.code == 0, said.err
+    result = json.loads(said.out)
+    assert (result["symmetry"], result["group"]) == ("given", "C2")
+    assert result["equivariance_error"] < 1e-5
+    assert equirl("evaluate", result["folder"], "--episodes", "1").code == 0
+
+
 MINE = """
 import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -207,6 +219,11 @@ def _files(tmp_path):
         (["train", "--method", "equitun"], ["'equitun'", "did you mean 'equitune'"]),
         (["train", "--symmetry", "cartpole-v1"], ["'cartpole-v1'", "did you mean 'CartPole-v1'"]),
         (["train", "--symmetry", "Acrobot-v1"], ["observation", "(4,)", "6"]),
+        (["train", "-P", "symmetry:dict(generators=[['rot90', [1, 0]]])"], ["observation", "(4,)"]),
+        (["train", "-P", "symmetry:dict(generators=[[dict(signs=[-1]*4), [1, 0]]])"], ["[-1] * 4"]),
+        (["train", "-P", f"symmetry:{NEGATE}, [1, 2, 0]]])"], ["order 2 on observations and 3 on actions"]),
+        (["train", "-P", f"symmetry:{NEGATE}, [1, 0, 2]]])"], ["action", "Discrete(2)", "3"]),
+        (["train", "--env", "ALE/Breakout-v5", "--symmetry", "equirl/GridWorld-v0:C4"], ["rot90", "80 x 72"]),
         (["train", "-P", "gama:0.9"], ["'gama'", "did you mean 'gamma'"]),
         (["train", "-P", "gamma"], ["'gamma'", "key:value"]),
         (["train", "-P", "gamma:2"], ["gamma 2", "from 0 to 1"]),

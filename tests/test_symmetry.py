@@ -510,3 +510,26 @@ def test_groups_with_names_of_their_own_keep_them():
     group = Group([[0, 1], [1, 0]], ["stay", "swap"], "mine")
     claim = Symmetry(Permutation.regular(group), Permutation.regular(group))
     assert resolve_symmetry(json.loads(json.dumps(claim))).group.names == ("stay", "swap")
+
+
+# Generators as plain data
+
+
+def test_generators_in_plain_data_make_the_same_symmetry():
+    data = json.loads(json.dumps({"generators": [[{"signs": [-1, -1, -1, -1]}, [1, 0]]], "name": "mine"}))
+    expected = Symmetry.generated_by(({"signs": [-1, -1, -1, -1]}, [1, 0]), name="mine")
+    assert Symmetry.from_data(data) == expected == resolve_symmetry(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"generators": "rot90"}, "generators 'rot90': expected a list of pairs"),
+        ({"generators": [["rot90"]]}, "expected pairs"),
+        ({"generators": [["rot90", [1, 2, 3, 0]]], "group": "C4"}, "unknown part of a symmetry 'group'"),
+        ({"generators": [["flip_x", [1, 2, 3, 0]]]}, "order 2 on observations and 4 on actions"),
+    ],
+)
+def test_wrong_generators_in_plain_data_are_refused(data, words):
+    with pytest.raises(UserError, match=words):
+        Symmetry.from_data(data)
