@@ -48,13 +48,17 @@ def test_the_files_and_commands_exist(capsys):
     assert all(f"\n{target}:" in makefile for target in targets)
 
 
-@pytest.mark.parametrize("column", ["identity", "equitune", "lambda", "equizero"])
-def test_the_table_of_returns_is_the_committed_one(column):
+COLUMNS = ["", "identity", "equitune", "lambda", "equizero"]
+
+
+@pytest.mark.parametrize(
+    ("start", "column", "arm"),
+    [("GridWorld", column, column) for column in COLUMNS[1:]] + [("the same under D4", "equitune", "equitune D4")],
+)
+def test_the_table_of_returns_is_the_committed_one(start, column, arm):
     rows = [line.split(",") for line in (ROOT / "docs" / "learning_curves.csv").read_text().splitlines()[1:]]
-    finals = [
-        float(value) for env, method, _, step, value in rows if "Grid" in env and (method, step) == (column, "final")
-    ]
+    finals = [float(value) for env, name, _, step, value in rows if "Grid" in env and (name, step) == (arm, "final")]
     assert len(finals) == 3
-    [row] = [line for line in README.splitlines() if line.startswith("| GridWorld")]
-    shown = dict(zip(["", "", "identity", "equitune", "lambda", "equizero"], row.split("|"), strict=False))
+    [row] = [line for line in README.splitlines() if line.startswith(f"| {start}")]
+    shown = dict(zip(COLUMNS, row.strip("|").split("|"), strict=True))
     assert float(shown[column].strip(" *")) == pytest.approx(sum(finals) / 3, abs=0.0051)
