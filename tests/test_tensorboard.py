@@ -43,8 +43,8 @@ def run(folder: Path, env_id: str, **chosen: Any) -> tuple[Path, Any]:
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory) -> tuple[Path, Any]:
-    env_kwargs = {"size": 4, "n_walls": 1}
-    return run(tmp_path_factory.mktemp("logs"), "equirl/GridWorld-v0", method="lambda", env_kwargs=env_kwargs)
+    chosen = {"env_kwargs": {"size": 4, "n_walls": 1}, "symmetry": "equirl/GridWorld-v0:C4", "method": "lambda"}
+    return run(tmp_path_factory.mktemp("logs"), "equirl/GridWorld-v0", **chosen)
 
 
 @pytest.fixture(scope="module")
