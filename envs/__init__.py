@@ -7,7 +7,7 @@ D4
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import ale_py
@@ -26,7 +26,6 @@ __all__ = [
     "entries_of",
     "entry_named",
     "make",
-    "wrapper_named",
 ]
 
 gym.register_envs(ale_py)
@@ -34,17 +33,11 @@ register_envs()
 
 
 class WithSymmetry(gym.Wrapper[Any, Any, Any, Any]):
-    """An environment that carries the symmetry claimed for it, checked against its spaces."""
+    """An environment with the symmetry claimed for it, on pictures as SB3's policies see them: channels first."""
 
     def __init__(self, env: gym.Env[Any, Any], symmetry: Symmetry) -> None:
         super().__init__(env)
         self.symmetry = symmetry
-
-
-def wrapper_named(path: str) -> Any:
-    """Return the wrapper of a dotted path such as ``"equirl.envs.atari.PongFrame"``."""
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -57,4 +50,4 @@ def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     if not entries:
         return env
     entry = entries[0]
-    return WithSymmetry(wrapper_named(entry.wrapper)(env) if entry.wrapper else env, entry.symmetry)
+    return WithSymmetry(resolve_name(entry.wrapper)(env) if entry.wrapper else env, entry.symmetry)

@@ -142,11 +142,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure an agent's return under its own method, or under each on the same episodes, and recommend one."""
-    from equirl.evaluation import compare_methods, load_agent, methods_for
+    from equirl.evaluation import compare_methods, find_agent, methods_for
 
     with _quiet_libraries():
         _import(gym_packages)
-        _, settings = load_agent(model)
+        settings, _ = find_agent(model)
         result = compare_methods(model, methods_for(methods or settings.method, settings.method), episodes)
     if as_json:
         return _print_json(result)

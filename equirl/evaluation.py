@@ -62,13 +62,11 @@ def evaluate(model: Any, settings: Settings, episodes: int = 20, seed: int | Non
     return Returns(returns)
 
 
-def load_agent(path: str | os.PathLike[str]) -> tuple[Any, Settings]:
-    """Return the agent of a run folder, or of a zip inside one, and the settings it was trained with.
-
-    The model is built anew from config.yml and only weights are read from the zip: nothing is unpickled.
+def find_agent(path: str | os.PathLike[str]) -> tuple[Settings, Path]:
+    """Return the settings that an agent was trained with and the zip of its weights, from its run folder or that zip.
 
     Raises:
-        UserError: no such file, no run folder around it, or weights that do not fit.
+        UserError: no such file, or no run folder around it.
     """
     given = Path(path)
     if not given.exists():
@@ -77,7 +75,19 @@ def load_agent(path: str | os.PathLike[str]) -> tuple[Any, Settings]:
         )
     folder = given if given.is_dir() else given.parent.parent if given.parent.name == "checkpoints" else given.parent
     settings = read_settings(folder)
-    return agent_of(settings, given / f"{zoo_name(settings.env_id)}.zip" if given.is_dir() else given), settings
+    return settings, given / f"{zoo_name(settings.env_id)}.zip" if given.is_dir() else given
+
+
+def load_agent(path: str | os.PathLike[str]) -> tuple[Any, Settings]:
+    """Return the agent of a run folder, or of a zip inside one, and the settings it was trained with.
+
+    The model is built anew from config.yml and only weights are read from the zip: nothing is unpickled.
+
+    Raises:
+        UserError: no such file, no run folder around it, or weights that do not fit.
+    """
+    settings, weights = find_agent(path)
+    return agent_of(settings, weights), settings
 
 
 def agent_of(settings: Settings, weights: Path) -> Any:
@@ -104,8 +114,8 @@ def compare_methods(path: str | os.PathLike[str], methods: Sequence[str], episod
     """
     if episodes < 1:
         raise UserError(f"episodes {episodes}: expected a whole number of at least 1")
-    agent, settings = load_agent(path)
-    weights = Path(path) / f"{zoo_name(settings.env_id)}.zip" if Path(path).is_dir() else Path(path)
+    settings, weights = find_agent(path)
+    agent = agent_of(settings, weights)
     rows = []
     observations = _observations(settings)
     models = {name: agent if name == settings.method else _with_method(agent, settings, name) for name in methods}
