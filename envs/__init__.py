@@ -13,7 +13,7 @@ from typing import Any
 import ale_py
 import gymnasium as gym
 
-from equirl.envs.catalogue import ENTRIES, Entry, entries_of, entry_named
+from equirl.envs.catalogue import ENTRIES, Entry, default_entry, entries_of, entry_named
 from equirl.envs.gridworld import GridWorldEnv, GridWorldVectorEnv, register_envs
 from equirl.symmetry import Symmetry
 
@@ -23,6 +23,7 @@ __all__ = [
     "GridWorldEnv",
     "GridWorldVectorEnv",
     "WithSymmetry",
+    "default_entry",
     "entries_of",
     "entry_named",
     "make",
@@ -40,14 +41,16 @@ class WithSymmetry(gym.Wrapper[Any, Any, Any, Any]):
         self.symmetry = symmetry
 
 
-def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Return ``gym.make(env_id)`` inside the wrapper that makes its catalogued symmetry hold, with that symmetry.
+def make(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Return the environment of a catalogue entry, with the keywords and the wrapper under which its symmetry holds.
 
-    An environment that is not in the catalogue is returned as Gymnasium makes it.
+    A name that is not in the catalogue is an environment's id, and that is returned as Gymnasium makes it. A false claim
+    is made ready to be checked but not carried as the environment's symmetry.
     """
-    env = gym.make(env_id, **kwargs)
-    entries = entries_of(env_id)
-    if not entries:
-        return env
-    entry = entries[0]
-    return WithSymmetry(resolve_name(entry.wrapper)(env) if entry.wrapper else env, entry.symmetry)
+    entry = next((entry for entry in ENTRIES if entry.name == name), None)
+    if entry is None:
+        return gym.make(name, **kwargs)
+    env = gym.make(entry.env_id, **{**entry.kwargs, **kwargs})
+    if entry.wrapper:
+        env = resolve_name(entry.wrapper)(env)
+    return env if entry.rejected else WithSymmetry(env, entry.symmetry)

@@ -15,7 +15,7 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode
 
 from equirl.config import algorithm_class, algorithm_kwargs, load_hyperparameters, policy_class, valid_keys
-from equirl.envs import entries_of
+from equirl.envs import default_entry, entries_of
 from equirl.envs.vector import VectorEnvAdapter
 from equirl.errors import UserError, unknown
 from equirl.hyperparameters import keyword_arguments, named_callables
@@ -120,15 +120,19 @@ def _check_device(device: str) -> None:
 
 
 def _choose_symmetry(hyperparameters: dict[str, Any], env_id: str, atari: bool) -> None:
-    """Settle ``symmetry: auto``, and take the wrapper that makes the catalogued symmetry hold."""
-    entries = entries_of(env_id)
-    wrapper = entries[0].wrapper if entries else ATARI_WRAPPER if atari else None
+    """Settle ``symmetry: auto``, and take the keywords and the wrapper under which the catalogued symmetry holds."""
+    chosen = hyperparameters.get("symmetry", "auto")
+    named = next((entry for entry in entries_of(env_id) if entry.name == chosen and not entry.rejected), None)
+    entry = named or default_entry(env_id)
+    wrapper = entry.wrapper if entry else ATARI_WRAPPER if atari else None
     if wrapper:
         hyperparameters.setdefault("env_wrapper", wrapper)
-    if hyperparameters.get("symmetry", "auto") != "auto":
+    if entry and entry.kwargs:
+        hyperparameters.setdefault("env_kwargs", dict(entry.kwargs))
+    if chosen != "auto":
         return
-    if entries:
-        hyperparameters["symmetry"] = entries[0].name
+    if entry:
+        hyperparameters["symmetry"] = entry.name
         return
     with _readable_errors(env_id):
         env = gym.make(env_id, **(keyword_arguments(hyperparameters.get("env_kwargs")) or {}))
@@ -136,11 +140,11 @@ def _choose_symmetry(hyperparameters: dict[str, Any], env_id: str, atari: bool) 
     env.close()
     if found is None and hyperparameters["method"] != "identity":
         raise UserError(
-            f"no known symmetry of {env_id!r}: expected --symmetry with a name that `equirl symmetries` lists, "
-            "or --symmetry none --method identity for a plain agent"
+            f"no known symmetry of {env_id!r}: expected --symmetry with a name that `equirl symmetries` lists, one that "
+            f"`equirl discover {env_id}` finds, or --symmetry none --method identity for a plain agent"
         )
-    named = found is not None and found.name in registered_symmetries() and resolve_symmetry(found.name) == found
-    hyperparameters["symmetry"] = "none" if found is None else found.name if named else dict(found)
+    registered = found is not None and found.name in registered_symmetries() and resolve_symmetry(found.name) == found
+    hyperparameters["symmetry"] = "none" if found is None else found.name if registered else dict(found)
 
 
 def _probe(settings: Settings) -> None:

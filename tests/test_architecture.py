@@ -16,10 +16,11 @@ PACKAGES = {"equirl": "equirl", "agents": "equirl.agents", "envs": "equirl.envs"
 CHAIN = ("errors", "groups", "representations", "symmetry", "symmetrizers", "networks")
 MAY_IMPORT = {layer: set(CHAIN[: place + 1]) for place, layer in enumerate(CHAIN)}
 MAY_IMPORT["checks"] = {*MAY_IMPORT["symmetrizers"], "checks"}
+MAY_IMPORT["verification"] = {*MAY_IMPORT["symmetry"], "verification"}
 MAY_IMPORT["canonicalizers"] = {*CHAIN, "canonicalizers"}
 MAY_IMPORT["multigroup"] = {*CHAIN, "multigroup"}
 CORE = set(MAY_IMPORT)
-MAY_IMPORT["envs"] = {*MAY_IMPORT["symmetry"], "envs"}
+MAY_IMPORT["envs"] = {*MAY_IMPORT["verification"], "envs"}
 MAY_IMPORT["agents"] = {*CORE, "agents"}
 # Files that share a layer. A file of no layer is on top: it may import all, and no layer may import it.
 LAYER_OF_FILE = {"_representation": "representations", "grids": "representations", "_maps": "symmetry"}
