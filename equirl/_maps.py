@@ -2,7 +2,8 @@
 
 A vector map is ``{"permutation": [...], "signs": [...]}`` (either may be left out) or a bare permutation; a picture map
 is ``{"grid": name}``, with `channels`, `fixed`, `shift` and `layout` as in `Grid`, or a bare name; a map of a
-dictionary is ``{"keys": {key: map}}``. Entry i moves to entry ``permutation[i]``, multiplied by ``signs[i]``.
+dictionary is ``{"keys": {key: map}}``. Entry i moves to entry ``permutation[i]``, multiplied by ``signs[i]``, about 0
+or about the point ``"centre": [...]``, which is the same for all generators.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from equirl._representation import centre_of
 from equirl.errors import UserError, unknown
 from equirl.grids import GRID_MAPS, Grid
 from equirl.groups import Group, whole_numbers
@@ -24,29 +26,34 @@ _NAME_OF = {move(_PROBE).tobytes(): name for name, move in GRID_MAPS.items()}
 
 @dataclass(frozen=True)
 class VectorMap:
-    """Entry i moves to entry p[i] and is multiplied by s[i]."""
+    """Entry i moves to entry p[i] and is multiplied by s[i], about a centre that stays (empty: about 0)."""
 
     permutation: tuple[int, ...]
     signs: tuple[int, ...]
+    centre: tuple[float, ...] = ()
 
     def after(self, first: VectorMap) -> VectorMap:
         """Return the map that does `first` and then this one."""
         if len(first.permutation) != len(self.permutation):
             raise UserError(f"maps of {len(first.permutation)} and {len(self.permutation)} entries: expected one size")
+        if first.centre != self.centre:
+            centres = " and ".join(str(list(m.centre) or 0) for m in (first, self))
+            raise UserError(f"generators about the centres {centres}: expected the same centre in each")
         pairs = list(zip(first.permutation, first.signs, strict=True))
-        return VectorMap(tuple(self.permutation[i] for i, _ in pairs), tuple(self.signs[i] * sign for i, sign in pairs))
+        signs = tuple(self.signs[i] * sign for i, sign in pairs)
+        return VectorMap(tuple(self.permutation[i] for i, _ in pairs), signs, self.centre)
 
     def identity(self) -> VectorMap:
         """Return the map of this size that does nothing."""
-        return VectorMap(tuple(range(len(self.permutation))), (1,) * len(self.permutation))
+        return VectorMap(tuple(range(len(self.permutation))), (1,) * len(self.permutation), self.centre)
 
     @staticmethod
     def representation(group: Group, maps: Sequence[VectorMap]) -> Representation:
         """Return the representation that moves by ``maps[g]``."""
         permutations, signs = [m.permutation for m in maps], [m.signs for m in maps]
-        if all(sign == 1 for row in signs for sign in row):
-            return Permutation(group, permutations)
-        return SignedPermutation(group, permutations, signs)
+        rep = SignedPermutation(group, permutations, signs, maps[0].centre or None)
+        only_permutes = rep.offsets is None and (rep.signs == 1).all()
+        return Permutation(group, permutations) if only_permutes else rep
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def parse_map(value: Any) -> Map:
     """Return the map that plain data describe.
 
     >>> parse_map([1, 0])
-    VectorMap(permutation=(1, 0), signs=(1, 1))
+    VectorMap(permutation=(1, 0), signs=(1, 1), centre=())
     >>> parse_map("rot90").name
     'rot90'
     """
@@ -159,14 +166,15 @@ def parse_map(value: Any) -> Map:
     signs = _row("signs", value.get("signs", [1] * size))
     if not size or len(signs) != len(permutation) or any(abs(sign) != 1 for sign in signs):
         raise UserError(f"signs {list(signs)}: expected {len(permutation) or 'some'} entries, each -1 or 1")
-    return VectorMap(permutation, signs)
+    centre = centre_of(value["centre"], size) if "centre" in value else np.zeros(size)
+    return VectorMap(permutation, signs, tuple(centre.tolist()) if centre.any() else ())
 
 
 _PARTS: dict[str, tuple[str, ...]] = {
     "keys": ("keys",),
     "grid": ("grid", "channels", "fixed", "shift", "layout"),
-    "permutation": ("permutation", "signs"),
-    "signs": ("signs",),
+    "permutation": ("permutation", "signs", "centre"),
+    "signs": ("signs", "centre"),
 }
 """The part that tells a map's kind, and all parts that such a map may have."""
 

@@ -5,8 +5,8 @@ A representation ``rep`` is a value: immutable, comparable, described by plain J
     rep(g, rep(h, x)) == rep(g * h, x)          (h acts first)
 
 and sends entry i of a permuted axis to entry ``p_g[i]``, so that ``rep(g, q)[..., p_g[a]] == q[..., a]``. Every
-representation but `Matrix` moves entries of a tensor and at most changes their sign, so one index table a shape holds
-it, and an orbit of a whole batch is one gather, whatever the data type.
+representation but `Matrix` moves entries of a tensor and at most changes their sign and adds an offset, so one index
+table a shape holds it, and an orbit of a whole batch is one gather, whatever the data type.
 """
 
 from __future__ import annotations
@@ -125,12 +125,14 @@ class Indexed(Representation):
     """Moves entries of the last `rank` axes by one gather; `_table` says from where, and with which sign."""
 
     rank = 1
+    offsets: NDArray[np.float64] | None = None
+    """What is added after the gather, of shape (G, number of entries), for those whose centre is not 0."""
 
     @abstractmethod
     def _table(self, shape: tuple[int, ...]) -> tuple[Index, Index | None]:
         """Return, for entries of this shape, source indices and signs, both of shape (G, number of entries)."""
 
-    def _tables(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor | None]:
+    def _tables(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
         shape = tuple(x.shape[-self.rank :])
 
         def make() -> tuple[Tensor, Tensor | None]:
@@ -145,15 +147,34 @@ class Indexed(Representation):
         index, signs = self._constant((shape, x.device, inverse), make)
         if signs is not None and not x.is_signed():
             raise UserError(f"{self!r} changes signs: expected a signed data type, got {x.dtype}")
-        return index, signs
+        if self.offsets is None:
+            return index, signs, None
+        return index, signs, self._constant((x.dtype, x.device, inverse), lambda: self._added(x, inverse))
+
+    def _added(self, x: Tensor, inverse: bool) -> Tensor:
+        """Return the offsets in the data type of x; adding -0 changes no number, not even a -0."""
+        assert self.offsets is not None
+        if not x.is_floating_point() and not (x.is_signed() and self.keeps_whole_numbers):
+            kind = "signed" if self.keeps_whole_numbers else "floating"
+            raise UserError(f"{self!r} moves about a centre: expected a {kind} data type, got {x.dtype}")
+        rows = self.offsets[self.group.inverses] if inverse else self.offsets
+        exact = torch.as_tensor(np.where(rows == 0, -0.0, rows), device=x.device)
+        return (exact if x.is_floating_point() else exact.long()).to(x.dtype)
+
+    @property
+    def keeps_whole_numbers(self) -> bool:
+        """Whether whole numbers stay whole, so that integer data types can be moved."""
+        return self.offsets is None or not (self.offsets % 1).any()
 
     def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
-        index, signs = self._tables(x)
+        index, signs, offsets = self._tables(x)
         flat = x.flatten(-self.rank)
         rows = index[g].view(-1, *[1] * (flat.ndim - 2), flat.shape[-1]) if isinstance(g, Tensor) else index[g]
         y = flat.gather(-1, rows.expand_as(flat))
         if signs is not None:
             y = y * (signs[g].view_as(rows) if isinstance(g, Tensor) else signs[g])
+        if offsets is not None:
+            y = y + (offsets[g].view_as(rows) if isinstance(g, Tensor) else offsets[g])
         return y.view_as(x)
 
     def orbit(self, x: Tensor) -> Tensor:
@@ -162,11 +183,15 @@ class Indexed(Representation):
     def undo(self, ys: Tensor) -> Tensor:
         return self._moved(ys, *self._tables(ys, inverse=True))
 
-    def _moved(self, xs: Tensor, index: Tensor, signs: Tensor | None) -> Tensor:
+    def _moved(self, xs: Tensor, index: Tensor, signs: Tensor | None, offsets: Tensor | None) -> Tensor:
         flat = xs.flatten(-self.rank)
         per_row = (len(self.group), *[1] * (flat.ndim - 2), flat.shape[-1])
         ys = flat.gather(-1, index.view(per_row).expand_as(flat))
-        return (ys if signs is None else ys * signs.view(per_row)).view(xs.shape)
+        if signs is not None:
+            ys = ys * signs.view(per_row)
+        if offsets is not None:
+            ys = ys + offsets.view(per_row)
+        return ys.view(xs.shape)
 
     def _check_law(self, shape: tuple[int, ...]) -> None:
         """Raise unless moving by h and then by g equals moving by g * h, for all pairs."""
@@ -198,6 +223,22 @@ def permutations_of(group: Group, name: str, values: Any) -> Index:
         if sorted(row) != list(range(len(row))):
             raise UserError(f"{name} {row.tolist()}: expected a permutation, each of 0..{len(row) - 1} once")
     return rows
+
+
+def centre_of(values: Any, size: int) -> NDArray[np.float64]:
+    """Return a fixed point of `size` entries, or raise a `UserError` that says what it was to be.
+
+    >>> centre_of([0.5, 0], 2)
+    array([0.5, 0. ])
+    """
+    expected = f"expected {size} numbers, each below 1e30 in size"
+    try:
+        centre = np.array(values)
+    except ValueError:
+        raise UserError(f"centre {values!r}: {expected}") from None
+    if centre.shape != (size,) or centre.dtype.kind not in "iuf" or not (np.abs(centre) < 1e30).all():
+        raise UserError(f"centre {values!r}: {expected}")
+    return centre.astype(np.float64) + 0.0  # no -0, so that equal centres have equal data
 
 
 def cycles(permutation: Sequence[int]) -> str:

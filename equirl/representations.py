@@ -10,10 +10,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from equirl._representation import Index, Indexed, Representation, cycles, permutations_of, rows_of
+from equirl._representation import Representation
 from equirl.errors import UserError
 from equirl.grids import Grid
 from equirl.groups import Group
+from equirl.permutations import Permutation, SignedPermutation
 
 __all__ = ["Grid", "Matrix", "PerKey", "Permutation", "Representation", "SignedPermutation", "Tokens", "Trivial"]
 
@@ -53,98 +54,6 @@ class Trivial(Representation):
 
     def parameters(self) -> dict[str, Any]:
         return {}
-
-
-class SignedPermutation(Indexed):
-    """Permutes the last axis and changes signs: rep(g, x)[..., p_g[i]] = s_g[i] x[..., i].
-
-    Args:
-        group: the group.
-        indices: p_g, of shape (G, size).
-        signs: s_g, of shape (G, size), each -1 or 1.
-
-    Raises:
-        UserError: a row is no permutation, a sign is not -1 or 1, or the rows do not multiply as the group does.
-
-    >>> from equirl import cyclic
-    >>> mirror = SignedPermutation(cyclic(2), [[0, 1], [0, 1]], [[1, 1], [-1, -1]])
-    >>> mirror(1, torch.tensor([1.0, -2.0]))
-    tensor([-1.,  2.])
-    """
-
-    kind = "signed_permutation"
-
-    def __init__(self, group: Group, indices: ArrayLike, signs: ArrayLike | None = None) -> None:
-        super().__init__(group)
-        self.indices = permutations_of(group, "indices", indices)
-        self.signs = np.ones_like(self.indices) if signs is None else rows_of(group, "signs", signs)
-        self.size = self.indices.shape[1]
-        if self.signs.shape != self.indices.shape or not (np.abs(self.signs) == 1).all():
-            raise UserError(f"signs {self.signs.tolist()}: expected -1 or 1 for each of the {self.size} entries")
-        self._check_law((self.size,))
-
-    def _table(self, shape: tuple[int, ...]) -> tuple[Index, Index | None]:
-        source = np.argsort(self.indices, axis=1)
-        signs = np.take_along_axis(self.signs, source, axis=1)
-        return source, (None if (signs == 1).all() else signs)
-
-    def check_shape(self, shape: Sequence[int]) -> None:
-        last = shape[-1] if len(shape) else 0
-        if last != self.size:
-            stack = f"; for {last // self.size} stacked frames use symmetry.stacked({last // self.size})"
-            hint = stack if last > self.size and last % self.size == 0 else ""
-            raise UserError(f"the symmetry {self!r} acts on {self.size} entries, got shape {tuple(shape)}{hint}")
-
-    def is_identity(self, g: int) -> bool:
-        return bool((self.indices[g] == np.arange(self.size)).all() and (self.signs[g] == 1).all())
-
-    def stacked(self, k: int) -> SignedPermutation:
-        blocks = np.arange(k)[:, None] * self.size
-        indices = (self.indices[:, None, :] + blocks).reshape(len(self.group), -1)
-        return SignedPermutation(self.group, indices, np.tile(self.signs, k))
-
-    def describe(self, g: int) -> str:
-        negated = [str(i) for i in range(self.size) if self.signs[g][i] < 0]
-        moved = cycles(self.indices[g])
-        if not negated:
-            return moved
-        return f"negate {' '.join(negated)}" + ("" if moved == "identity" else f", then {moved}")
-
-    def parameters(self) -> dict[str, Any]:
-        return {"indices": self.indices.tolist(), "signs": self.signs.tolist()}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.group}, size={self.size})"
-
-
-class Permutation(SignedPermutation):
-    """Permutes the last axis: rep(g, q)[..., p_g[a]] = q[..., a].
-
-    Args:
-        group: the group.
-        indices: p_g, of shape (G, size).
-
-    >>> from equirl import cyclic
-    >>> turn = Permutation(cyclic(4), [[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 0, 1], [3, 0, 1, 2]])
-    >>> turn(1, torch.tensor([10, 11, 12, 13]))
-    tensor([13, 10, 11, 12])
-    """
-
-    kind = "permutation"
-
-    def __init__(self, group: Group, indices: ArrayLike) -> None:
-        super().__init__(group, indices)
-
-    @classmethod
-    def regular(cls, group: Group) -> Permutation:
-        """Return the group acting on itself: p_g[h] = g * h."""
-        return cls(group, group.table)
-
-    def stacked(self, k: int) -> Permutation:
-        return Permutation(self.group, super().stacked(k).indices)
-
-    def parameters(self) -> dict[str, Any]:
-        return {"indices": self.indices.tolist()}
 
 
 class Matrix(Representation):

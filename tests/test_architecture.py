@@ -23,7 +23,8 @@ CORE = set(MAY_IMPORT)
 MAY_IMPORT["envs"] = {*MAY_IMPORT["verification"], "envs"}
 MAY_IMPORT["agents"] = {*CORE, "agents"}
 # Files that share a layer. A file of no layer is on top: it may import all, and no layer may import it.
-LAYER_OF_FILE = {"_representation": "representations", "grids": "representations", "_maps": "symmetry"}
+LAYER_OF_FILE = dict.fromkeys(("_representation", "grids", "permutations"), "representations")
+LAYER_OF_FILE |= dict.fromkeys(("_maps", "_spaces"), "symmetry")
 
 NOT_IN_THE_CORE = {"stable_baselines3", "sb3_contrib", "typer", "rich"}
 TOP_LEVEL = {"equirl", "agents", "envs", "tests", "configs", "docs", ".ci", ".gitignore", "constraints.txt"}

@@ -56,6 +56,12 @@ def signed(group):
     return SignedPermutation(group, group.table, signs)
 
 
+def centred(group, centre):
+    """Return the signed group on itself about a centre; halves move whole numbers to whole numbers."""
+    linear = signed(group)
+    return SignedPermutation(group, linear.indices, linear.signs, centre)
+
+
 def matrices(group):
     """Return the group on itself in a skew basis."""
     basis = np.eye(len(group)) + 0.3 * np.random.default_rng(0).random((len(group), len(group)))
@@ -74,6 +80,8 @@ def representations(group):
         "permutation of leading axes": (Permutation.regular(group), (2, 3, n)),
         "signed": (signed(group), (n,)),
         "signed in leading axes": (signed(group), (2, n)),
+        "signed about a centre": (centred(group, np.arange(n) - 1.5), (n,)),
+        "signed about a centre in leading axes": (centred(group, np.arange(n) * 3 + 0.5), (2, n)),
         "matrix": (matrices(group), (n,)),
         "matrix in leading axes": (matrices(group), (2, n)),
         "grid": (Grid(group, maps), (2, *side)),
@@ -159,8 +167,9 @@ def slowly(rep, g, x):
         for i, j in itertools.product(range(rep.size), repeat=2):
             y[..., i] += rep.matrices[g][i][j] * x[..., j]
     elif isinstance(rep, SignedPermutation):
-        for i, sign in enumerate(rep.signs[g]):
-            y[..., rep.indices[g][i]] = int(sign) * x[..., i]
+        centre = np.zeros(rep.size) if rep.centre is None else rep.centre
+        for i, (sign, to) in enumerate(zip(rep.signs[g], rep.indices[g], strict=True)):
+            y[..., to] = (centre[to] + sign * (x[..., i].double() - centre[i])).to(x.dtype)
     elif rep.layout == "HWC":
         chw = Grid(rep.group, rep.maps, rep.channels, rep.fixed, rep.shift)
         return slowly(chw, g, x.movedim(-1, -3).contiguous()).movedim(-3, -1)
@@ -429,6 +438,87 @@ def test_describe(rep, g, words):
     assert rep.describe(0).replace("a: ", "").replace("; b: identity", "") == "identity"
 
 
+# About a centre
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(GROUPS)), st.data())
+def test_laws_hold_about_any_centre(name, data):
+    """To rounding in float64, since offsets such as c + c' are rounded once."""
+    group = GROUPS[name]
+    number = st.floats(-100, 100) | st.sampled_from([0.0, -np.pi / 6, 1.0])
+    rep = centred(group, data.draw(st.lists(number, min_size=len(group), max_size=len(group))))
+    x = torch.randn(2, len(group), dtype=torch.float64)
+
+    def near(y, z):
+        return torch.allclose(y, z, rtol=0, atol=1e-12)
+
+    orbit = rep.orbit(x)
+    assert near(rep.undo(orbit), x.expand_as(orbit))
+    centre = torch.zeros(len(group)) if rep.centre is None else torch.from_numpy(rep.centre)
+    assert near(rep.orbit(centre.double()[None]), centre.double())
+    for g in range(len(group)):
+        assert torch.equal(rep(g, x), orbit[g])
+        assert torch.equal(rep(torch.tensor([g, g]), x), orbit[g])
+        assert near(orbit[g], slowly(rep, g, x))
+        for h in range(len(group)):
+            assert near(rep(g, rep(h, x)), rep(group.product(g, h), x))
+    text = json.dumps(rep.to_data())
+    assert torch.equal(Representation.from_data(group, json.loads(text)).orbit(x), orbit)
+    assert torch.equal(rep.stacked(2).orbit(torch.cat([x, x], -1)), torch.cat([orbit, orbit], -1))
+
+
+ABOUT_5 = SignedPermutation(cyclic(2), [[0, 1, 2]] * 2, [[1] * 3, [-1, -1, 1]], centre=[5, 0, 7])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_entries_without_an_offset_stay_bit_for_bit(dtype):
+    """Adding 0 would turn -0 into 0."""
+    linear = SignedPermutation(cyclic(2), ABOUT_5.indices, ABOUT_5.signs)
+    bits = {torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}[dtype]
+    x = torch.tensor([[0.0, 0.0, 0.0], [-0.0, -0.0, -0.0], [0.1, 0.1, 0.1], [1e-7, -1e-7, np.inf]], dtype=dtype)
+    assert torch.equal(ABOUT_5(0, x).view(bits), x.view(bits))
+    assert torch.equal(ABOUT_5(1, x)[:, 1:].contiguous().view(bits), linear(1, x)[:, 1:].contiguous().view(bits))
+    assert torch.equal(ABOUT_5(1, x)[:, 0], 10 - x[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64, torch.float16, torch.float32], ids=str)
+def test_a_whole_offset_keeps_signed_data_types(dtype):
+    x = torch.tensor([[9, 3, 1]]).to(dtype)
+    for moved in (ABOUT_5(1, x), ABOUT_5.orbit(x)[1], ABOUT_5(torch.tensor([1]), x)):
+        assert moved.tolist() == [[1, -3, 1]]
+        assert moved.dtype == dtype
+    assert ABOUT_5.undo(ABOUT_5.orbit(x))[1].tolist() == x.tolist()
+
+
+def test_a_centre_that_moves_nothing_is_none():
+    """So that equal representations are equal data: the identity and swaps of equal centres need no centre."""
+    plain = signed(GROUPS["D4"])
+    assert centred(GROUPS["D4"], np.zeros(8)) == plain
+    assert "centre" not in plain.to_data()
+    assert SignedPermutation(c2, SWAP, centre=[3, 3]) == SignedPermutation(c2, SWAP)
+    assert SignedPermutation(c2, SWAP, centre=[3, 3]).offsets is None
+    assert SignedPermutation(c2, SWAP, centre=[3, 4]) != SignedPermutation(c2, SWAP)
+    assert ABOUT_5.to_data()["centre"] == [5, 0, 0], "entry 2 does not move"
+    assert SignedPermutation(c2, ABOUT_5.indices, ABOUT_5.signs, [5, -0.0, 0]) == ABOUT_5
+    assert json.dumps(ABOUT_5.to_data()) == json.dumps(pickle.loads(pickle.dumps(ABOUT_5)).to_data())
+
+
+@pytest.mark.parametrize(
+    ("indices", "signs", "centre", "words"),
+    [
+        ([0, 1], [-1, -1], [-np.pi / 6, 0], "reflect 0 about -0.524, negate 1"),
+        ([0, 1, 2], [-1, -1, -1], [0.5, 0.5, 2], "reflect 0 1 about 0.5, reflect 2 about 2"),
+        ([1, 0], [-1, -1], [1, 4], "reflect 0 1 about 2.5, then (0 1)"),
+        ([1, 0], [1, 1], [1, 4], "shift 0 by 3, shift 1 by -3, then (0 1)"),
+    ],
+)
+def test_describe_says_the_centre(indices, signs, centre, words):
+    size = len(indices)
+    rep = SignedPermutation(cyclic(2), [list(range(size)), indices], [[1] * size, signs], centre)
+    assert (rep.describe(0), rep.describe(1)) == ("identity", words)
+
+
 # Stacked frames
 
 
@@ -537,6 +627,28 @@ swap, c2, c4 = Permutation(cyclic(2), SWAP), cyclic(2), cyclic(4)
         (lambda: swap(1, torch.tensor(1.0)), r"acts on 2 entries, got shape \(\)"),
         (lambda: signed(c4)(1, torch.zeros(4, dtype=torch.uint8)), "changes signs: expected a signed data type, got"),
         (lambda: signed(c4).orbit(torch.zeros(4, dtype=torch.bool)), "expected a signed data type, got torch.bool"),
+        (
+            lambda: ABOUT_5.orbit(torch.zeros(1, 3, dtype=torch.uint8)),
+            "changes signs: expected a signed data type, got",
+        ),
+        (
+            lambda: SignedPermutation(c2, SWAP, centre=[3, 4])(1, torch.zeros(2, dtype=torch.uint8)),
+            "moves about a centre: expected a signed data type, got torch.uint8",
+        ),
+        (
+            lambda: SignedPermutation(c2, SWAP, centre=[3, 4.5]).undo(torch.zeros(2, 2, dtype=torch.long)),
+            "moves about a centre: expected a floating data type, got torch.int64",
+        ),
+        (lambda: SignedPermutation(c2, SWAP, None, [1]), r"centre \[1\]: expected 2 numbers, each below 1e30 in size"),
+        (lambda: SignedPermutation(c2, SWAP, None, [1, [2]]), r"centre \[1, \[2\]\]: expected 2 numbers"),  # type: ignore[list-item]
+        (lambda: SignedPermutation(c2, SWAP, None, [1, np.nan]), "expected 2 numbers"),
+        (lambda: SignedPermutation(c2, SWAP, None, [1, np.inf]), "expected 2 numbers"),
+        (lambda: SignedPermutation(c2, SWAP, None, ["1", "2"]), "expected 2 numbers"),
+        (lambda: SignedPermutation(c2, SWAP, None, 3), "centre 3: expected 2 numbers"),
+        (
+            lambda: Representation.from_data(c2, {"kind": "permutation", "indices": SWAP, "centre": [1, 2]}),
+            "representation 'permutation': .*centre",
+        ),
         (lambda: Matrix(c2, [[[1, 0], [0, 1]]]), r"matrices of shape \(1, 2, 2\): expected \(2, size, size\)"),
         (lambda: Matrix(c2, 1), r"matrices of shape \(\): expected \(2, size, size\)"),
         (lambda: Matrix(c2, [[[1, 2]], [[1, 2]]]), r"matrices of shape \(2, 1, 2\)"),
@@ -628,7 +740,7 @@ JSON = st.recursive(
     st.none() | st.integers(-1, 2) | st.sampled_from(["identity", "flip_x", "grid", ""]),
     lambda x: st.lists(x, max_size=2) | st.dictionaries(st.sampled_from(["kind", "keys", "a"]), x, max_size=2),
 )
-PARTS = ["indices", "signs", "matrices", "maps", "channels", "fixed", "shift", "layout", "keys", "other"]
+PARTS = ["indices", "signs", "centre", "matrices", "maps", "channels", "fixed", "shift", "layout", "keys", "other"]
 
 
 @settings(max_examples=200)
