@@ -128,6 +128,20 @@ class Grid(Indexed):
         if count is not None and max(self.fixed, default=0) >= count:
             raise UserError(f"{self!r} leaves channels {self.fixed} fixed: got shape {tuple(shape)} with {count}")
 
+    def acts_on(self, shape: Sequence[int]) -> bool:
+        """Return whether `check_shape` lets a shape pass."""
+        try:
+            self.check_shape(shape)
+        except UserError:
+            return False
+        return True
+
+    def in_layout(self, layout: str) -> Grid:
+        """Return the same turns and mirrors of pictures in another layout, ``"CHW"`` or ``"HWC"``."""
+        if layout == self.layout:
+            return self
+        return Grid(self.group, self.maps, self.channels, self.fixed, self.shift, layout)
+
     def is_identity(self, g: int) -> bool:
         index, _ = self._table(self._probe())
         return bool((index[g] == index[0]).all())

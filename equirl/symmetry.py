@@ -7,14 +7,13 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-import torch
 from gymnasium import spaces
 
 from equirl._maps import Map, compose, order_of, parse_map, representation_of
+from equirl._spaces import check_bounds, check_space, fitted
 from equirl.errors import UserError, unknown
 from equirl.groups import Group, closure, trivial
-from equirl.representations import Matrix, PerKey, Permutation, Representation, SignedPermutation, Trivial
+from equirl.representations import Representation, Trivial
 
 
 class Symmetry(dict[str, Any]):
@@ -91,15 +90,19 @@ class Symmetry(dict[str, Any]):
     def generated_by(*generators: tuple[Any, Any], name: str = "") -> Symmetry:
         """Return the symmetry of all products of generators, each an (observation map, action map) in plain terms.
 
-        Vectors: ``{"signs": [...], "permutation": [...]}``; actions: a permutation; pictures: a name such as
-        ``"rot90"`` or ``{"grid": "flip_x", "channels": [...]}``; dictionaries: ``{"keys": {key: map}}``.
+        Vectors: ``{"signs": [...], "permutation": [...]}``, with ``"centre": [...]`` where they mirror about another
+        point than 0; actions: a permutation; pictures: a name such as ``"rot90"`` or
+        ``{"grid": "flip_x", "channels": [...]}``; dictionaries: ``{"keys": {key: map}}``.
 
         Raises:
-            UserError: a map that is malformed, or whose repetitions on observations and actions do not match.
+            UserError: a map that is malformed, or whose repetitions on observations and actions do not match, or
+                generators about different centres.
 
         >>> turn, mirror = ("rot90", [1, 2, 3, 0]), ("flip_x", [0, 3, 2, 1])
         >>> Symmetry.generated_by(turn, mirror).group
         D4
+        >>> Symmetry.generated_by(({"signs": [-1, -1], "centre": [5, 0]}, [1, 0])).observation.describe(1)
+        'reflect 0 about 5, negate 1'
         """
         if not generators or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in generators):
             raise UserError(f"generators {list(generators)}: expected pairs, each (observation map, action map)")
@@ -120,14 +123,39 @@ class Symmetry(dict[str, Any]):
 
     def check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """Raise a `UserError` unless the symmetry acts on these Gymnasium spaces."""
-        _check_space("observation", self.observation, observation_space)
-        _check_space("action", self.action, action_space)
+        self.check_observation_space(observation_space)
+        check_space("action", self.action, action_space)
         if isinstance(action_space, spaces.Box):
-            _check_bounds(self.action, action_space)
+            check_bounds(self.action, action_space)
+
+    def check_observation_space(self, space: spaces.Space[Any]) -> None:
+        """Raise a `UserError` unless the symmetry acts on observations of this Gymnasium space."""
+        check_space("observation", self.observation, space)
 
     def stacked(self, k: int) -> Symmetry:
         """Return the symmetry of k observations stacked along the last axis (vectors) or the channels (images)."""
         return self if k == 1 else Symmetry(self.observation.stacked(k), self.action, self.name)
+
+    def fitted(self, observation_space: spaces.Space[Any]) -> Symmetry:
+        """Return the symmetry as it acts on this space: frames that are stacked, pictures channels first or last.
+
+        Vectors of n entries fit a last axis of k n. Pictures fit the layout under which their maps are possible and
+        their `channels`, where given, divide the channel axis; where both do, the layout of a square picture, then the
+        one of fewer channels, then the one declared. Pictures that leave some channels `fixed` can only be stacked
+        where all `channels` are given.
+
+        Raises:
+            UserError: the symmetry does not act on such observations.
+
+        >>> import numpy as np
+        >>> flip = Symmetry.generated_by(("flip_x", [1, 0]))
+        >>> flip.fitted(spaces.Box(0, 255, (84, 84, 3), np.uint8)).observation.layout
+        'HWC'
+        """
+        seen = fitted(self.observation, observation_space)
+        adapted = self if seen == self.observation else Symmetry(seen, self.action, self.name)
+        adapted.check_observation_space(observation_space)
+        return adapted
 
     def __reduce__(self) -> Any:
         return Symmetry.from_data, (dict(self),)
@@ -191,60 +219,3 @@ def symmetry_of(env: str | gym.Env[Any, Any]) -> Symmetry | None:
         except AttributeError:
             env = env.spec.id if env.spec is not None else ""
     return resolve_symmetry(env) if env in registered_symmetries() else None
-
-
-def _check_space(role: str, rep: Representation, space: spaces.Space[Any]) -> None:
-    if isinstance(space, spaces.Dict) and isinstance(rep, PerKey):
-        if set(space.spaces) != set(rep.keys):
-            raise UserError(f"{role} keys {sorted(space.spaces)}: expected {sorted(rep.keys)}, a representation each")
-        for key, part in space.spaces.items():
-            _check_space(f"{role} {key!r}", rep.keys[key], part)
-        return
-    if isinstance(space, spaces.Dict) and not isinstance(rep, Trivial):
-        raise UserError(f"{role} space is a Dict: expected a PerKey representation, got {rep!r}")
-    discrete = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
-    if discrete and not isinstance(rep, Permutation | Trivial):
-        raise UserError(f"{role} space {space}: expected a permutation of its entries, got {rep!r}")
-    signed = isinstance(rep, SignedPermutation) and bool((rep.signs < 0).any())
-    if signed and np.dtype(space.dtype).kind not in "if" and not discrete:
-        raise UserError(f"{role} space holds {space.dtype}: expected signed numbers, since {rep!r} changes signs")
-    try:
-        rep.check_shape(_vector_shape(space))
-    except UserError as error:
-        raise UserError(f"{role} space {_short(space)}: {error}") from None
-    if isinstance(space, spaces.MultiDiscrete) and isinstance(rep, Permutation):
-        _check_blocks(role, rep, space)
-
-
-def _check_blocks(role: str, rep: Permutation, space: spaces.MultiDiscrete) -> None:
-    """Raise unless every element takes all values of one choice to the values of one choice."""
-    sizes = space.nvec.ravel()
-    block = np.repeat(np.arange(len(sizes)), sizes)
-    for name, row in zip(rep.group.names, rep.indices, strict=True):
-        if len(set(zip(block.tolist(), block[row].tolist(), strict=True))) > len(sizes):
-            raise UserError(f"{role} space {space}: element {name} takes values of one choice to several: {rep!r}")
-
-
-def _check_bounds(rep: Representation, space: spaces.Box) -> None:
-    """Raise unless every element takes a Box of actions to itself: clipping or squashing would break the symmetry."""
-    bounds = torch.as_tensor(np.stack([space.low, space.high])).double()
-    if isinstance(rep, Matrix):
-        kept = bool(bounds.isinf().all())
-    else:
-        moved = rep.orbit(bounds)
-        kept = torch.equal(torch.stack([moved.amin(1), moved.amax(1)], 1), bounds.expand(moved.shape))
-    if not kept:
-        raise UserError(f"action space {_short(space)} from {space.low} to {space.high}: {rep!r} leads out of it")
-
-
-def _vector_shape(space: spaces.Space[Any]) -> tuple[int, ...]:
-    """Return the shape on which a representation acts: discrete spaces count as one-hot vectors."""
-    if isinstance(space, spaces.Discrete):
-        return (int(space.n),)
-    if isinstance(space, spaces.MultiDiscrete):
-        return (int(space.nvec.sum()),)
-    return tuple(space.shape or ())
-
-
-def _short(space: spaces.Space[Any]) -> str:
-    return f"Box{space.shape}" if isinstance(space, spaces.Box) else str(space)

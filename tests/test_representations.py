@@ -640,7 +640,7 @@ swap, c2, c4 = Permutation(cyclic(2), SWAP), cyclic(2), cyclic(4)
             "moves about a centre: expected a floating data type, got torch.int64",
         ),
         (lambda: SignedPermutation(c2, SWAP, None, [1]), r"centre \[1\]: expected 2 numbers, each below 1e30 in size"),
-        (lambda: SignedPermutation(c2, SWAP, None, [1, [2]]), r"centre \[1, \[2\]\]: expected 2 numbers"),  # type: ignore[list-item]
+        (lambda: SignedPermutation(c2, SWAP, None, [1, [2]]), r"centre \[1, \[2\]\]: expected 2 numbers"),  # type: ignore[arg-type]
         (lambda: SignedPermutation(c2, SWAP, None, [1, np.nan]), "expected 2 numbers"),
         (lambda: SignedPermutation(c2, SWAP, None, [1, np.inf]), "expected 2 numbers"),
         (lambda: SignedPermutation(c2, SWAP, None, ["1", "2"]), "expected 2 numbers"),

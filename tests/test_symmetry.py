@@ -43,6 +43,7 @@ CARTPOLE = ({"signs": [-1, -1, -1, -1]}, [1, 0])
 TURN, MIRROR = ("rot90", [1, 2, 3, 0]), ("flip_x", [0, 3, 2, 1])
 SEAQUEST = ({"grid": "flip_x", "fixed": [2]}, [0, 2, 1])
 KEYS = ({"keys": {"time": [0], "eye": "flip_y", "speed": {"signs": [-1]}}}, [1, 0])
+MOUNTAIN = ({"signs": [-1, -1], "centre": [-np.pi / 6, 0]}, {"signs": [-1], "centre": [0.5]})
 EXAMPLES = {
     "signs": Symmetry.generated_by(CARTPOLE, name="pole"),
     "turns": Symmetry.generated_by(TURN),
@@ -52,12 +53,17 @@ EXAMPLES = {
     "HWC torus": Symmetry.generated_by(({"grid": "flip_x", "shift": [0, -1], "layout": "HWC"}, [0, 1])),
     "matrix": Symmetry(Matrix(cyclic(2), np.array([[[1, 0], [0, 1]], [[0, 2], [0.5, 0]]])), Trivial(cyclic(2)), "skew"),
     "tokens": Symmetry(Tokens(cyclic(2), [[0, 1], [1, 0]]), Permutation(cyclic(2), [[0, 1], [1, 0]])),
+    "centre": Symmetry.generated_by(MOUNTAIN, name="hill"),
+    "centre of a key": Symmetry.generated_by(
+        ({"keys": {"time": [0], "place": {"signs": [-1], "centre": [0.1]}}}, [1, 0])
+    ),
     "other group": Symmetry.generated_by(
         ([0, 2, 3, 1], [0, 1]), ([1, 2, 0, 3], [0, 1]), name="the 12 turns of a tetrahedron"
     ),
     "none": no_symmetry(),
 }
 C2, SWAP = cyclic(2), Permutation(cyclic(2), [[0, 1], [1, 0]])
+NEGATED = SignedPermutation(C2, [[0, 1]] * 2, [[1, 1], [-1, 1]])
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +96,29 @@ def _own_registry(monkeypatch):
             "C4",
             SignedPermutation(cyclic(4), [[0, 1], [1, 0], [0, 1], [1, 0]], [[1, 1], [1, -1], [-1, -1], [-1, 1]]),
             Permutation.regular(cyclic(4)),
+        ),
+        (
+            [MOUNTAIN],
+            "C2",
+            SignedPermutation(C2, [[0, 1]] * 2, [[1, 1], [-1, -1]], [-np.pi / 6, 0]),
+            SignedPermutation(C2, [[0]] * 2, [[1], [-1]], [0.5]),
+        ),
+        # A quarter turn of the plane about (5, 2).
+        (
+            [({"permutation": [1, 0], "signs": [1, -1], "centre": [5, 2]}, [0])],
+            "C4",
+            SignedPermutation(
+                cyclic(4), [[0, 1], [1, 0], [0, 1], [1, 0]], [[1, 1], [1, -1], [-1, -1], [-1, 1]], [5, 2]
+            ),
+            None,
+        ),
+        ([({"signs": [-1, 1], "centre": [0, 0.0]}, [1, 0])], "C2", NEGATED, SWAP),
+        ([({"permutation": [1, 0], "centre": [3, 3]}, [1, 0])], "C2", SWAP, SWAP),
+        (
+            [({"permutation": [1, 0], "centre": [3, 4]}, [0])],
+            "C2",
+            SignedPermutation(C2, SWAP.indices, None, [3, 4]),
+            None,
         ),
         ([TURN], "C4", Grid(cyclic(4)), Permutation.regular(cyclic(4))),
         ([("flip_y", [1, 0])], "C2", Grid(C2, ["identity", "flip_y"]), SWAP),
@@ -142,6 +171,17 @@ def test_two_generators_make_every_product_of_both():
     assert {tuple(row) for row in vectors.observation.signs.tolist()} == {(1, 1), (-1, 1), (1, -1), (-1, -1)}
 
 
+def test_generators_about_one_centre_make_every_product():
+    mirrors = [({"signs": signs, "centre": [0.1, 1 / 3]}, [0]) for signs in ([-1, 1], [1, -1])]
+    diagonal = ({"permutation": [1, 0], "centre": [0.1, 1 / 3]}, [0])
+    assert Symmetry.generated_by(*mirrors).group.name == "C2xC2"
+    square = Symmetry.generated_by(mirrors[0], diagonal)
+    assert square.group.name == "D4"
+    corners = square.observation.orbit(torch.tensor([[1.1, 1 / 3]], dtype=torch.float64))[:, 0].round(decimals=9)
+    assert len(corners.unique(dim=0)) == 4
+    assert torch.allclose((corners - torch.tensor([0.1, 1 / 3])).norm(dim=1), torch.ones(8).double(), atol=1e-6)
+
+
 def test_keys_may_come_in_any_order():
     first, second = ({"keys": {"a": [1, 0], "b": [0]}}, [0]), ({"keys": {"b": [0], "a": [1, 0]}}, [0])
     assert Symmetry.generated_by(first, second) == Symmetry.generated_by(first) == Symmetry.generated_by(second)
@@ -189,6 +229,14 @@ def test_keys_may_come_in_any_order():
         ([({"signs": [1, 0]}, [0])], r"signs \[1, 0\]: expected 2 entries, each -1 or 1"),
         ([({"permutation": [1, 0], "signs": [-1]}, [0])], r"signs \[-1\]: expected 2 entries, each -1 or 1"),
         ([({"signs": 5}, [0])], r"signs of shape \(\): expected one row"),
+        (
+            [({"signs": [-1], "centre": [1]}, [0]), ({"signs": [-1]}, [0])],
+            r"generators about the centres \[1.0\] and 0: expected the same centre in each",
+        ),
+        ([({"signs": [-1], "centre": [1, 2]}, [0])], r"centre \[1, 2\]: expected 1 numbers, each below 1e30"),
+        ([({"signs": [-1], "centre": None}, [0])], "centre None: expected 1 numbers"),
+        ([({"grid": "flip_x", "centre": [1]}, [0])], "unknown part of a grid map 'centre'"),
+        ([({"centre": [1]}, [0])], "unknown kind of map 'centre'"),
         ([({"keys": [1]}, [0])], r"keys \[1\]: expected a mapping from each key to its map"),
     ],
 )
@@ -280,7 +328,7 @@ JSON = st.recursive(
     st.none() | st.integers(-1, 2) | st.sampled_from(["flip_x", "HWC", "", "C2"]),
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["grid", "signs", "keys", "a"]), x, max_size=2),
 )
-PARTS = ["grid", "channels", "fixed", "shift", "layout", "permutation", "signs", "keys"]
+PARTS = ["grid", "channels", "fixed", "shift", "layout", "permutation", "signs", "centre", "keys"]
 
 
 @settings(max_examples=300)
@@ -306,7 +354,8 @@ def box(*shape, low=-1.0, dtype=np.float32):
 
 
 SIGNED4, FLIP = EXAMPLES["signs"].observation, Grid(C2, ["identity", "flip_x"])
-STILL, NEGATED = Trivial(C2), SignedPermutation(C2, [[0, 1]] * 2, [[1, 1], [-1, 1]])
+STILL, HALVED = Trivial(C2), SignedPermutation(C2, [[0, 1]] * 2, [[1, 1], [-1, 1]], [0.5, 0])
+SHIFTED = SignedPermutation(C2, SWAP.indices, centre=[0, 0.5])
 ROTATED = Matrix(C2, [np.eye(2), np.array([[0.6, 0.8], [0.8, -0.6]])])
 
 
@@ -315,6 +364,8 @@ ROTATED = Matrix(C2, [np.eye(2), np.array([[0.6, 0.8], [0.8, -0.6]])])
     [
         (SIGNED4, box(4)),
         (SIGNED4, Box(-9, 9, (4,), np.int16)),
+        (HALVED, box(2)),
+        (HALVED, Box(0, 1, (2,), np.int16)),
         (SWAP, Box(0, 255, (2,), np.uint8)),
         (SWAP, Box(0, 255, (3, 2), np.uint8)),
         (SWAP, Discrete(2)),
@@ -343,6 +394,9 @@ def test_observation_spaces_that_fit(rep, space):
         (SIGNED4, box(3), r"observation space Box\(3,\): .* acts on 4 entries, got shape \(3,\)"),
         (SIGNED4, box(12), r"for 3 stacked frames use symmetry.stacked\(3\)"),
         (SIGNED4, Box(0, 255, (4,), np.uint8), "observation space holds uint8: expected signed numbers, since"),
+        (HALVED, Box(0, 1, (2,), np.uint8), "observation space holds uint8: expected signed numbers, since .* changes"),
+        (SHIFTED, Box(0, 1, (2,), np.uint8), "holds uint8: expected signed numbers, since .* moves about a centre"),
+        (SHIFTED, Box(0, 1, (2,), np.int16), "holds int16: expected floats, since .* moves by fractions"),
         (SIGNED4, box(4, low=0, dtype=np.bool_), "observation space holds bool: expected signed numbers"),
         (SIGNED4, Discrete(4), r"observation space Discrete\(4\): expected a permutation of its entries, got Signed"),
         (SIGNED4, MultiBinary(4), "expected a permutation of its entries"),
@@ -384,6 +438,14 @@ def test_observation_spaces_that_do_not_fit(rep, space, message):
         (NEGATED, box(2, low=-np.inf), r"action space Box\(2,\) from \[-inf -inf\] to \[1. 1.\]: .* leads out of it"),
         (NEGATED, Box(-np.inf, np.inf, (2,)), None),
         (NEGATED, box(2, low=0.0), r"action space Box\(2,\) from \[0. 0.\] to \[1. 1.\]: .* leads out of it"),
+        (HALVED, Box(0, 1, (2,)), None),
+        (HALVED, Box(0, 2, (2,)), r"action space Box\(2,\) from \[0. 0.\] to \[2. 2.\]: .* leads out of it"),
+        (HALVED, Box(np.array([0, 0.5]), np.array([np.inf, 1]), dtype=np.float64), "leads out of it"),
+        (HALVED, Box(-np.inf, np.inf, (2,)), None),
+        (HALVED, Box(0, 1.00001, (2,)), "leads out of it"),
+        (SignedPermutation(C2, [[0]] * 2, [[1], [-1]], [0.2]), Box(0.1, 0.3, (1,)), None),  # to the bounds' rounding
+        (SHIFTED, Box(np.array([0, 0.5]), np.array([1, 1.5]), dtype=np.float64), None),
+        (SHIFTED, box(2), "leads out of it"),
         (SWAP, Box(np.array([-1, -2]), np.array([1, 1]), dtype=np.float64), "leads out of it"),
         (ROTATED, Box(-np.inf, np.inf, (2,)), None),
         (ROTATED, box(2), r"Matrix\(C2, size=2\) leads out of it"),
@@ -417,6 +479,133 @@ def test_stacked_moves_observations_only():
     stacked = example.stacked(3)
     assert (stacked.action, stacked.name, stacked.observation.size) == (example.action, "pole", 12)
     stacked.check_spaces(box(12), Discrete(2))
+
+
+# Fitted to a space
+
+
+def picture(rep=None, **more):
+    return Symmetry(rep or Grid(C2, ["identity", "flip_x"], **more), Trivial(C2), "seen")
+
+
+def pixels(*shape):
+    return Box(0, 255, shape, np.uint8)
+
+
+THREE = {"channels": [[0, 1, 2], [0, 2, 1]]}
+TURNS = Symmetry(Grid(cyclic(4)), Trivial(cyclic(4)))
+
+
+@pytest.mark.parametrize(
+    ("claim", "space", "layout", "channels"),
+    [
+        (picture(), pixels(3, 84, 84), "CHW", None),
+        (picture(), pixels(84, 84, 3), "HWC", None),
+        (picture(layout="HWC"), pixels(84, 84, 3), "HWC", None),
+        (picture(layout="HWC"), pixels(3, 84, 84), "CHW", None),
+        (picture(), pixels(210, 160, 3), "HWC", None),
+        (picture(layout="HWC"), pixels(3, 210, 160), "CHW", None),
+        (picture(), pixels(12, 210, 160), "CHW", None),  # frames: there is nothing to stack without channels
+        (picture(), pixels(210, 160), "CHW", None),
+        (picture(layout="HWC"), pixels(210, 160), "CHW", None),
+        (picture(), pixels(4, 84, 84, 1), "HWC", None),
+        (picture(), pixels(4, 1, 84, 84), "CHW", None),
+        (picture(), pixels(16, 10, 10), "CHW", None),  # a square picture of more channels than rows
+        (picture(layout="HWC"), pixels(16, 10, 10), "CHW", None),
+        (picture(), pixels(10, 10, 16), "HWC", None),
+        (picture(), pixels(5, 5, 5), "CHW", None),
+        (picture(layout="HWC"), pixels(5, 5, 5), "HWC", None),
+        (TURNS, pixels(9, 9, 4), "HWC", None),
+        (TURNS, pixels(20, 9, 9), "CHW", None),
+        (picture(**THREE), pixels(3, 4, 4), "CHW", 3),
+        (picture(**THREE), pixels(4, 4, 3), "HWC", 3),
+        (picture(**THREE, layout="HWC"), pixels(3, 4, 2), "CHW", 3),
+        (picture(**THREE), pixels(12, 4, 4), "CHW", 12),
+        (picture(**THREE), pixels(4, 4, 12), "HWC", 12),
+        (picture(**THREE), pixels(3, 4, 4, 9), "HWC", 9),
+        (picture(**THREE), pixels(10, 3, 4, 4), "CHW", 3),
+        (picture(**THREE, fixed=[0]), pixels(4, 4, 6), "HWC", 6),
+        (picture(fixed=[2]), pixels(4, 4, 3), "HWC", None),
+        (picture(fixed=[2], shift=(0, -1)), pixels(3, 4, 4), "CHW", None),
+    ],
+    ids=str,
+)
+def test_pictures_fit_in_either_layout(claim, space, layout, channels):
+    fitted = claim.fitted(space)
+    rep = fitted.observation
+    assert (rep.layout, None if rep.channels is None else rep.channels.shape[1]) == (layout, channels)
+    assert (fitted.action, fitted.name) == (claim.action, claim.name)
+    assert (fitted is claim) == (rep == claim.observation)
+    assert fitted.fitted(space) is fitted
+    seen = torch.from_numpy(space.sample())[None]
+    first = seen if layout == "CHW" else seen.movedim(-1, -3)
+    if first.ndim == 3:  # rows and columns alone
+        first = first[:, None]
+    one = claim.observation.in_layout("CHW")
+    count = first.shape[-3] if one.channels is None else one.channels.shape[1]
+    moved = torch.cat([one(1, frame) for frame in first.split(count, -3)], -3)  # frame by frame, channels first
+    assert torch.equal(rep(1, seen), (moved if layout == "CHW" else moved.movedim(-3, -1)).reshape(seen.shape))
+
+
+@pytest.mark.parametrize(
+    ("claim", "space", "expected"),
+    [
+        (EXAMPLES["signs"], box(4), SIGNED4),
+        (EXAMPLES["signs"], box(12), SIGNED4.stacked(3)),
+        (EXAMPLES["signs"], box(3, 4), SIGNED4),
+        (EXAMPLES["signs"], box(3, 8), SIGNED4.stacked(2)),
+        (EXAMPLES["centre"], box(6), EXAMPLES["centre"].observation.stacked(3)),
+        (EXAMPLES["matrix"], box(4), EXAMPLES["matrix"].observation.stacked(2)),
+        (Symmetry(SWAP, SWAP), Discrete(2), SWAP),
+        (Symmetry(SWAP, SWAP), MultiDiscrete([1, 1]), SWAP),
+        (Symmetry(SWAP, SWAP), MultiBinary(2), SWAP),
+        (no_symmetry(), Dict(a=box(4)), no_symmetry().observation),
+        (EXAMPLES["tokens"], Box(0, 1, (7,), np.int64), EXAMPLES["tokens"].observation),
+        (
+            EXAMPLES["keys"],
+            Dict(time=box(4), eye=pixels(5, 4, 3), speed=box(2)),
+            PerKey(
+                C2,
+                {
+                    "time": Permutation(C2, [[0, 1, 2, 3]] * 2),
+                    "eye": Grid(C2, ["identity", "flip_y"], layout="HWC"),
+                    "speed": SignedPermutation(C2, [[0, 1]] * 2, [[1, 1], [-1, -1]]),
+                },
+            ),
+        ),
+    ],
+    ids=str,
+)
+def test_vectors_and_dictionaries_fit_with_their_frames(claim, space, expected):
+    fitted = claim.fitted(space)
+    assert (fitted.observation, fitted.action, fitted.name) == (expected, claim.action, claim.name)
+    assert (fitted is claim) == (expected == claim.observation)
+
+
+@pytest.mark.parametrize(
+    ("claim", "space", "message"),
+    [
+        (EXAMPLES["signs"], box(6), r"observation space Box\(6,\): .* acts on 4 entries"),
+        (EXAMPLES["signs"], box(), r"acts on 4 entries, got shape \(\)"),
+        (EXAMPLES["signs"], box(2), "acts on 4 entries"),
+        (EXAMPLES["signs"], Box(0, 9, (8,), np.uint8), "expected signed numbers"),
+        (EXAMPLES["signs"], Discrete(4), "expected a permutation of its entries"),
+        (Symmetry(SWAP, SWAP), Discrete(4), "acts on 2 entries"),
+        (TURNS, pixels(210, 160, 3), "needs a square picture"),
+        (picture(**THREE), pixels(4, 8, 4), "permutes 3 channels"),
+        (picture(**THREE), pixels(4, 4), r"acts on CHW pictures: got shape \(4, 4\)"),
+        (picture(fixed=[5]), pixels(3, 4, 4), r"leaves channels \(5,\) fixed"),
+        (picture(), box(4), "acts on CHW pictures"),
+        (EXAMPLES["keys"], Dict(time=box(1), eye=pixels(5, 4, 3)), "observation keys .*: expected"),
+        (EXAMPLES["keys"], Dict(time=box(1), eye=box(3), speed=box(1)), "observation 'eye' space"),
+        (EXAMPLES["signs"], Dict(a=box(4)), "expected a PerKey representation"),
+    ],
+    ids=str,
+)
+def test_what_fits_no_way_is_refused(claim, space, message):
+    with pytest.raises(UserError, match=message) as error:
+        claim.fitted(space)
+    assert "\n" not in str(error.value)
 
 
 # Names
