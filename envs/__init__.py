@@ -36,6 +36,8 @@ register_envs()
 class WithSymmetry(gym.Wrapper[Any, Any, Any, Any]):
     """An environment with the symmetry claimed for it, on pictures as SB3's policies see them: channels first."""
 
+    stateless = True
+
     def __init__(self, env: gym.Env[Any, Any], symmetry: Symmetry) -> None:
         super().__init__(env)
         self.symmetry = symmetry

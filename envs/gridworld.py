@@ -96,6 +96,16 @@ class GridWorldEnv(gym.Env[NDArray[np.uint8], np.int64]):
     def state(self, state: State) -> None:
         self._grids.set_state(state)
 
+    def get_observation(self) -> NDArray[np.uint8]:
+        """Return what the present state looks like."""
+        return self._grids.observe()[0]
+
+    def set_observation(self, observation: NDArray[np.uint8]) -> None:
+        """Put the environment into the state that looks like this; a check of the symmetry uses it."""
+        walls, *spots = np.asarray(observation) > 0
+        goal, agent = (np.argwhere(spot)[:1] for spot in spots)
+        self.state = State(walls[None], goal, agent)
+
     def render(self) -> NDArray[np.uint8] | None:
         """Return a picture (32 n, 32 n, 3) with `"rgb_array"`, else None; the window redraws itself at every step."""
         return self._grids.frames()[0] if self.render_mode == "rgb_array" else None

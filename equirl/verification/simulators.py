@@ -44,6 +44,9 @@ class Simulator(ABC, Generic[S]):
     mirrors_noise = False
     """Whether `seed` can mirror the random draws; without, equality of laws is tested on many draws."""
 
+    complete = False
+    """Whether no state at all shows what `image` finds none for; else it merely knows none."""
+
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         self.env = env
 
@@ -92,6 +95,8 @@ class ByObservation(Simulator[Any]):
 
     Subclasses give `encode` and `decode`; the image of a state is the decoded image of its observation.
     """
+
+    complete = True
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -155,7 +160,7 @@ class Settable(ByObservation):
 
 
 def uniform(space: gym.Space[Any], rng: np.random.Generator) -> Any | None:
-    """Return a point of a Box of vectors, uniform where bounded and standard normal elsewhere; None for other spaces."""
+    """Return a point of a Box of vectors, uniform where bounded and standard normal elsewhere, else None."""
     if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
         return None
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
@@ -179,6 +184,10 @@ _WITHOUT_MEMORY = (
     wrappers.PassiveEnvChecker,
     wrappers.RecordEpisodeStatistics,
 )
+_SB3_WITHOUT_MEMORY = {  # named, since the core does not import SB3
+    f"stable_baselines3.common.atari_wrappers:{name}"
+    for name in ("ClipRewardEnv", "FireResetEnv", "MaxAndSkipEnv", "NoopResetEnv")
+}
 
 
 def register_simulator(environment: str, simulator: str | type[Simulator[Any]]) -> None:
@@ -202,27 +211,32 @@ def simulator_of(env: gym.Env[Any, Any]) -> Simulator[Any] | None:
     """
     outer: Any = env
     while isinstance(outer, gym.Wrapper):
-        if not isinstance(outer, _WITHOUT_MEMORY) and not getattr(outer, "stateless", False):
+        remembers = not isinstance(outer, _WITHOUT_MEMORY) and _name(type(outer)) not in _SB3_WITHOUT_MEMORY
+        if remembers and not getattr(type(outer), "stateless", False):
             return None
         outer = outer.env
     registered_symmetries()  # the catalogues register simulators too
     base: Any = env.unwrapped
     own = getattr(base, "simulator", None)
-    names = (f"{cls.__module__}:{cls.__qualname__}" for cls in type(base).__mro__)
+    names = [_name(cls) for cls in type(base).__mro__]
     found = own or next((_SIMULATORS[name] for name in names if name in _SIMULATORS), None)
     if found is not None:
-        return (resolve_name(found) if isinstance(found, str) else found)(env)  # type: ignore[no-any-return]
+        return (resolve_name(found) if isinstance(found, str) else found)(env)
     if hasattr(base, "set_observation") and hasattr(base, "get_observation"):
         return Settable(env)
     return Settable(env) if _shows_its_state(env) else None
 
 
+def _name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
 def _shows_its_state(env: gym.Env[Any, Any]) -> bool:
     """Whether ``unwrapped.state`` is what the observation shows, after a reset and a step."""
     base: Any = env.unwrapped
+    seen = [base.reset(seed=0)[0]]
     if not hasattr(base, "state"):
         return False
-    seen = [base.reset(seed=0)[0]]
     first = _numbers(base.state)
     seen.append(base.step(base.action_space.sample())[0])
     both = zip(seen, (first, _numbers(base.state)), strict=True)

@@ -1,0 +1,54 @@
+"""What a check found: a verdict, the tier of evidence it rests on, the numbers, and the states that break it most."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from equirl.symmetry import Symmetry
+
+VERDICTS = ("exact", "exact in law", "approximate", "locally broken", "rejected", "undecidable")
+
+TIERS = ("static", "states", "resets", "transitions")
+"""By number: 0 spaces alone, 1 states that were set and stepped, 2 episodes from resets, 3 logged transitions."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answer of a check.
+
+    Args:
+        environment: what was checked.
+        symmetry: the claim, fitted to the environment's observations.
+        verdict: one of `VERDICTS`.
+        tier: the strongest evidence there was, an index into `TIERS`.
+        reason: one sentence that says why.
+        numbers: what was measured, name by name.
+        controls: claims that are wrong on purpose, each with its name and whether it was refuted.
+        worst: the states that break the claim most, worst first.
+        interactions: environment steps taken.
+    """
+
+    environment: str
+    symmetry: Symmetry
+    verdict: str
+    tier: int
+    reason: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+    controls: tuple[dict[str, Any], ...] = ()
+    worst: tuple[dict[str, Any], ...] = ()
+    interactions: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the symmetry may be used: exact, exact in law or approximate."""
+        return self.verdict in VERDICTS[:3]
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the report as plain JSON data."""
+        data = asdict(self)
+        data["symmetry"] = dict(self.symmetry)
+        return {**data, "group": str(self.symmetry.group), "holds": self.holds, "tier_name": TIERS[self.tier]}
+
+    def __str__(self) -> str:
+        return f"{self.environment}: {self.verdict} (tier {self.tier}, {TIERS[self.tier]}): {self.reason}"
