@@ -98,7 +98,8 @@ class GridWorldEnv(gym.Env[NDArray[np.uint8], np.int64]):
 
     def get_observation(self) -> NDArray[np.uint8]:
         """Return what the present state looks like."""
-        return self._grids.observe()[0]
+        seen: NDArray[np.uint8] = self._grids.observe()[0]
+        return seen
 
     def set_observation(self, observation: NDArray[np.uint8]) -> None:
         """Put the environment into the state that looks like this; a check of the symmetry uses it."""

@@ -1,4 +1,4 @@
-"""The command line: ``equirl train``, ``evaluate``, ``enjoy`` and ``symmetries``.
+"""The command line: ``equirl train``, ``evaluate`` and ``enjoy``; `symmetry_commands` has those about symmetries.
 
 Results go to standard output, as tables or, with ``--json``, as one JSON document; progress goes to standard error.
 Exit code 0: done. 1: the answer is no. 2: bad input, said in one line.
@@ -6,20 +6,18 @@ Exit code 0: done. 1: the answer is no. 2: bad input, said in one line.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from equirl import symmetry_commands
+from equirl.console import AsJson, Packages, import_modules, print_json, print_table, quiet_libraries, shown
 from equirl.errors import UserError
 from equirl.symmetrizers import METHODS
 
@@ -32,10 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Packages = Annotated[
-    list[str] | None, typer.Option("--gym-packages", help="Modules to import, which register environments; repeatable.")
-]
 Model = Annotated[str, typer.Argument(help="A run folder such as logs/dqn/CartPole-v1_1, or a zip inside one.")]
 
 
@@ -101,8 +95,8 @@ def train(
 
     if n_timesteps is not None and n_timesteps < 1:
         raise UserError(f"-n {n_timesteps}: expected a whole number of at least 1")
-    with _quiet_libraries():
-        _import(gym_packages)
+    with quiet_libraries():
+        import_modules(gym_packages)
         if resume is not None:
             settings = read_settings(resume)
             _refuse_changes(ctx, settings)
@@ -117,12 +111,12 @@ def train(
         else:
             result = train_run(settings, log_folder, eval_freq, eval_episodes, save_freq)
     if as_json:
-        return _print_json(result)
-    _print_table(
+        return print_json(result)
+    print_table(
         f"{result['algorithm']} on {result['environment']}",
         {
             "mean return": f"{result['mean_return']:.2f} +- {result['std_return']:.2f} ({result['episodes']} episodes)",
-            "equivariance error": _shown(result["equivariance_error"]),
+            "equivariance error": shown(result["equivariance_error"]),
             "method, group": f"{result['method']}, {result['group']}",
             "time": f"{result['seconds']:.0f} s, {result['steps_per_second']:,.0f} steps/s",
             "folder": result["folder"],
@@ -144,12 +138,12 @@ def evaluate(
     """Measure an agent's return under its own method, or under each on the same episodes, and recommend one."""
     from equirl.evaluation import compare_methods, find_agent, methods_for
 
-    with _quiet_libraries():
-        _import(gym_packages)
+    with quiet_libraries():
+        import_modules(gym_packages)
         settings, _ = find_agent(model)
         result = compare_methods(model, methods_for(methods or settings.method, settings.method), episodes)
     if as_json:
-        return _print_json(result)
+        return print_json(result)
     table = Table(title=f"{result['environment']}, {result['group']}, {episodes} episodes")
     for column in ("method", "mean return", "95% interval", "equivariance\nerror", "greedy\ndisagreement"):
         table.add_column(column, justify="left" if column == "method" else "right")
@@ -158,7 +152,7 @@ def evaluate(
             row["method"],
             f"{row['mean_return']:.2f} +- {row['std_return']:.2f}",
             "-" if row["interval"] is None else "{:.2f} .. {:.2f}".format(*row["interval"]),
-            _shown(row["equivariance_error"]),
+            shown(row["equivariance_error"]),
             f"{row['greedy_disagreement']:.1%}",
         )
     Console().print(table)
@@ -180,85 +174,19 @@ def enjoy(
     """Let an agent play, in a window or on film."""
     from equirl.films import play
 
-    with _quiet_libraries():
-        _import(gym_packages)
+    with quiet_libraries():
+        import_modules(gym_packages)
         result = play(model, episodes, video, n_timesteps, seed)
     if as_json:
-        return _print_json(result)
+        return print_json(result)
     rows = {f"episode {i}": f"{value:.2f}" for i, value in enumerate(result["returns"], 1)}
     if not rows:
         rows = {"episodes": f"none ended within {n_timesteps:,} steps"}
-    _print_table(result["environment"], rows | ({"video": result["video"]} if result["video"] else {}))
+    print_table(result["environment"], rows | ({"video": result["video"]} if result["video"] else {}))
 
 
-@app.command()
-def symmetries(
-    env: Annotated[str | None, typer.Argument(help="An environment's id; all of them if not given.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the catalogue of symmetries, or show what each element of one environment's symmetry does."""
-    from equirl.envs import ENTRIES
-    from equirl.envs.catalogue import entry_named
-    from equirl.symmetry import registered_symmetries, resolve_symmetry
-
-    if env is None:
-        listed = {entry.name: entry for entry in ENTRIES}
-        rows: list[dict[str, Any]] = []
-        for name in registered_symmetries():
-            entry, found = listed.get(name), resolve_symmetry(name)
-            rows.append(
-                {
-                    "name": name,
-                    "group": str(found.group),
-                    "order": len(found.group),
-                    "verdict": entry.verdict if entry else "exact" if name == "none" else "declared by its package",
-                    "note": entry.note if entry else "the identity alone, for a plain agent" if name == "none" else "",
-                    "wrapper": entry.wrapper if entry else None,
-                    "extra": entry.extra if entry else None,
-                }
-            )
-        if as_json:
-            return _print_json(rows)
-        table = Table(title="symmetries")
-        for column in ("name", "group", "verdict", "note"):
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            hint = f" (pip install 'equirl\\[{row['extra']}]')" if row["extra"] else ""
-            table.add_row(row["name"], row["group"], row["verdict"], f"{row['note']}{hint}")
-        return Console().print(table)
-    found = resolve_symmetry(env)
-    elements = [
-        {"element": name, "observation": found.observation.describe(g), "action": found.action.describe(g)}
-        for g, name in enumerate(found.group.names)
-    ]
-    if as_json:
-        return _print_json({"name": env, "group": str(found.group), "elements": elements, "data": found})
-    known = {entry.name: entry for entry in ENTRIES}
-    table = Table(title=f"{env}: {found.group}" + (f", {entry_named(env).verdict}" if env in known else ""))
-    for column in ("element", "on observations", "on actions"):
-        table.add_column(column, overflow="fold")
-    for element in elements:
-        table.add_row(*element.values())
-    return Console().print(table)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep what libraries print out of the results, and ALE's greeting out of everything."""
-    import ale_py
-
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    with redirect_stdout(sys.stderr):
-        yield
-
-
-def _import(modules: list[str] | None) -> None:
-    """Import modules that the user names, for the environments they register."""
-    for name in modules or []:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise UserError(f"--gym-packages {name}: expected a module that can be imported: {error}") from None
+for command in (symmetry_commands.symmetries, symmetry_commands.check, symmetry_commands.discover):
+    app.command()(command)
 
 
 def _refuse_changes(ctx: typer.Context, settings: Settings) -> None:
@@ -287,19 +215,3 @@ def _use_threads(count: int) -> None:
         raise UserError(f"--num-threads {count}: expected a whole number of at least 1, or -1 for all")
     if count > 0:
         torch.set_num_threads(count)
-
-
-def _shown(error: float | None) -> str:
-    return "not finite" if error is None else f"{error:.1e}"
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _print_table(title: str, rows: dict[str, str]) -> None:
-    """Print pairs in two columns without a frame: one that is wider than the terminal would cut paths, or break."""
-    width = max(map(len, rows))
-    print(title)
-    for name, value in rows.items():
-        print(f"  {name:<{width}}  {value}")

@@ -15,7 +15,7 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode
 
 from equirl.config import algorithm_class, algorithm_kwargs, load_hyperparameters, policy_class, valid_keys
-from equirl.envs import default_entry, entries_of
+from equirl.envs import default_entry, entries_of, register_minigrid
 from equirl.envs.vector import VectorEnvAdapter
 from equirl.errors import UserError, unknown
 from equirl.hyperparameters import keyword_arguments, named_callables
@@ -104,6 +104,8 @@ def spec_of(env_id: str) -> gym.envs.registration.EnvSpec:
     Raises:
         UserError: there is nothing.
     """
+    with readable_errors(env_id):
+        register_minigrid(env_id)
     try:
         return gym.spec(env_id)
     except gym.error.Error:
@@ -134,13 +136,13 @@ def _choose_symmetry(hyperparameters: dict[str, Any], env_id: str, atari: bool) 
     if entry:
         hyperparameters["symmetry"] = entry.name
         return
-    with _readable_errors(env_id):
+    with readable_errors(env_id):
         env = gym.make(env_id, **(keyword_arguments(hyperparameters.get("env_kwargs")) or {}))
     found = symmetry_of(env)
     env.close()
     if found is None and hyperparameters["method"] != "identity":
         raise UserError(
-            f"no known symmetry of {env_id!r}: expected --symmetry with a name that `equirl symmetries` lists, one that "
+            f"no known symmetry of {env_id!r}: expected --symmetry with a name that `equirl symmetries` lists, what "
             f"`equirl discover {env_id}` finds, or --symmetry none --method identity for a plain agent"
         )
     registered = found is not None and found.name in registered_symmetries() and resolve_symmetry(found.name) == found
@@ -193,7 +195,7 @@ def make_vec_env(
     written = len(list(folder.glob("*.monitor.csv"))) if folder else 0  # a resumed run writes beside, never over
     wrappers = named_callables("env_wrapper", chosen.get("env_wrapper"))
     kwargs = {**(keyword_arguments(chosen.get("env_kwargs")) or {}), "render_mode": render_mode}
-    with _readable_errors(settings.env_id):
+    with readable_errors(settings.env_id):
         if native and count > 1 and not wrappers and _resets_as_sb3(spec_of(settings.env_id).vector_entry_point):
             vector = gym.make_vec(
                 settings.env_id,
@@ -236,10 +238,11 @@ def _resets_as_sb3(entry_point: Any) -> bool:
 
 
 @contextmanager
-def _readable_errors(env_id: str) -> Iterator[None]:
+def readable_errors(env_id: str) -> Iterator[None]:
+    """Turn what making an environment raises into one line, which names the extra that a missing package comes with."""
     try:
         yield
-    except gym.error.DependencyNotInstalled as error:
+    except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         extra = next((entry.extra for entry in entries_of(env_id) if entry.extra), None)
         fix = f"pip install 'equirl[{extra}]'" if extra else " ".join(str(error).split())
         raise UserError(f"environment {env_id!r} needs a package that is not installed: {fix}") from None

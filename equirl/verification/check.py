@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,16 +12,16 @@ from gymnasium import spaces
 
 from equirl.errors import UserError
 from equirl.symmetry import Symmetry, resolve_symmetry, symmetry_of
-from equirl.verification.controls import wrong_claims
+from equirl.verification.controls import claims_beside
 from equirl.verification.episodes import compare_episodes
 from equirl.verification.guard import Guard
 from equirl.verification.judging import RARE, judged, measured, numbers_of, worst_of
+from equirl.verification.logged import check_log
 from equirl.verification.report import Report
 from equirl.verification.simulators import Simulator, simulator_of
-from equirl.verification.stepping import Policy, Stepper
+from equirl.verification.stepping import ON_POLICY, Policy, Stepper
 from equirl.verification.tables import broken_pairs, table_of
-
-Progress = Callable[[str, float], None]
+from equirl.verification.transitions import Progress, Transitions
 
 STATES = 1000
 """States of play, and as many far from it, that are stepped where states can be set."""
@@ -32,12 +32,16 @@ CONTROLS = 6
 PAIRS = 128
 """Pairs of episodes where states cannot be set."""
 
+LOGGED = 12_000
+"""Transitions to fit a model to, where neither states nor episodes decide."""
+
 
 def check_symmetry(
-    env: gym.Env[Any, Any],
+    source: gym.Env[Any, Any] | Transitions,
     symmetry: str | Mapping[str, Any] | None = None,
     *,
     states: int = STATES,
+    controls: int = CONTROLS,
     policy: Policy | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -49,9 +53,10 @@ def check_symmetry(
     spaces and bounds, is always checked. Wrong claims are checked beside the claim, as negative controls.
 
     Args:
-        env: the environment with the wrappers that agents see it through.
+        source: the environment with the wrappers that agents see it through, or logged transitions alone.
         symmetry: a Symmetry, its data or a registered name; what the environment itself claims if not given.
         states: how many states of play to step, and as many far from it.
+        controls: how many wrong claims to check beside the claim.
         policy: from observation to action, for states of play; random play without one.
         seed: of everything random.
         progress: told what is being done, and which fraction of it.
@@ -65,7 +70,12 @@ def check_symmetry(
     >>> print(check_symmetry(gym.make("CartPole-v1"), upright, states=200).verdict)
     rejected
     """
-    return _Check(env, symmetry, states, policy, seed, progress or (lambda what, fraction: None)).report()
+    told = progress or (lambda what, fraction: None)
+    if isinstance(source, Transitions):
+        if symmetry is None:
+            raise UserError("no symmetry to check the transitions for: expected one, since a log claims none itself")
+        return check_log(source, resolve_symmetry(symmetry), seed, told, "transitions")
+    return _Check(source, symmetry, states, controls, policy, seed, told).report()
 
 
 class _Check:
@@ -74,6 +84,7 @@ class _Check:
         env: gym.Env[Any, Any],
         symmetry: str | Mapping[str, Any] | None,
         states: int,
+        controls: int,
         policy: Policy | None,
         seed: int,
         progress: Progress,
@@ -87,6 +98,7 @@ class _Check:
         self.symmetry = claim.fitted(env.observation_space)
         self.symmetry.check_spaces(env.observation_space, env.action_space)
         self.states, self.policy, self.seed, self.progress = states, policy, seed, progress
+        self.control_count = controls
         self.bounds = _unstable_bounds(self.symmetry, env.observation_space)
         self.interactions = 0
 
@@ -96,7 +108,18 @@ class _Check:
             return self._by_table(table)
         simulator = simulator_of(self.env)
         found = self._by_states(simulator) if simulator is not None else None
-        return found or self._by_episodes()
+        found = found or self._by_episodes()
+        return self._by_log() if found.verdict == "undecidable" and found.tier == 2 and self._are_vectors() else found
+
+    def _are_vectors(self) -> bool:
+        space = self.env.observation_space
+        return isinstance(space, spaces.Box) and len(space.shape) == 1
+
+    def _by_log(self) -> Report:
+        """Return the report of tier 3, on a log of random play; resets need not be symmetric for it."""
+        log = Transitions.record(self.env, LOGGED, self.seed, self.policy, self.progress)
+        taken = self.interactions + LOGGED
+        return check_log(log, self.symmetry, self.seed, self.progress, self.env.name, taken)
 
     def _by_table(self, table: Any) -> Report:
         broken = broken_pairs(self.env, table, self.symmetry)
@@ -120,7 +143,7 @@ class _Check:
             for g, s, a, distance in sorted(rows, key=lambda row: -row[3])[:5]
         ]
         controls = []
-        for name, claim in islice(self._wrong_claims(), CONTROLS):
+        for name, claim in islice(self._wrong_claims(), self.control_count):
             refuted = any(broken_pairs(self.env, table, claim))
             controls.append({"name": name, "verdict": "rejected" if refuted else "exact", "refuted": refuted})
         return self._report(verdict, 1, reason, {"pairs": total, "broken": len(rows)}, controls, worst)
@@ -148,19 +171,30 @@ class _Check:
             reason = f"{found.unrepeatable} steps differ under equal state, action and seed: the state hides something"
         if self.bounds and verdict == "locally broken":
             verdict, reason = "rejected", f"{reason}; {self.bounds}"
+        cost = self._cost(stepper, states) if verdict == "approximate" else {}
         controls = self._controls(simulator, states, random)
-        numbers = {**numbers_of(errors), "random": random, "states_without_image": found.missing}
+        numbers = {**cost, **numbers_of(errors), "random": random, "states_without_image": found.missing}
         if self.bounds:
             numbers["bounds"] = self.bounds
         worst = worst_of(errors, self.symmetry.group.names)
         return self._report(verdict, 1, reason, numbers, controls, worst)
 
+    def _cost(self, stepper: Stepper, states: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Return what the difference may cost: how far discounted returns of mirrored play come apart."""
+        self.progress("playing both sides", 0.6)
+        before = stepper.interactions
+        played = stepper.returns([state for state in states if state[0] == ON_POLICY][:: max(1, len(states) // 40)])
+        self.interactions += stepper.interactions - before
+        left, right = np.array(played, dtype=np.float64).reshape(-1, 2).T
+        gap, size = float(np.abs(left - right).mean()), float(np.abs(left).mean())
+        return {"return_difference": gap, "cost_in_return": gap / max(size, 1e-12)}
+
     def _controls(self, simulator: Simulator[Any], states: list[tuple[str, Any]], random: bool) -> list[dict[str, Any]]:
         """Check wrong claims on a part of the same states."""
         part = states[:: max(1, len(states) // (60 if random else 200))]
         found = []
-        for number, (name, claim) in enumerate(islice(self._wrong_claims(), CONTROLS)):
-            self.progress("negative controls", 0.7 + 0.3 * number / CONTROLS)
+        for number, (name, claim) in enumerate(islice(self._wrong_claims(), self.control_count)):
+            self.progress("negative controls", 0.7 + 0.3 * number / self.control_count)
             stepper = Stepper(simulator, claim, self.seed + number + 1)
             compared = stepper.compare(part, random=random)
             self.interactions += stepper.interactions
@@ -175,8 +209,8 @@ class _Check:
         test = compare_episodes(self.env, self.symmetry, PAIRS, self.seed)
         self.interactions += test.steps
         controls = []
-        for number, (name, claim) in enumerate(islice(self._wrong_claims(), CONTROLS // 2)):
-            self.progress("negative controls", (number + 1) / (CONTROLS // 2 + 1))
+        for number, (name, claim) in enumerate(islice(self._wrong_claims(), -(-self.control_count // 2))):
+            self.progress("negative controls", (number + 1) / (self.control_count // 2 + 2))
             control = compare_episodes(self.env, claim, PAIRS, self.seed + number + 1)
             self.interactions += control.steps
             verdict = "rejected" if control.p_value < 0.002 else "undecidable"
@@ -210,15 +244,8 @@ class _Check:
             f"differs by {test.difference:.2f} standard deviations (p = {test.p_value:.4f}), {against}",
         )
 
-    def _wrong_claims(self) -> Any:
-        space = self.env.action_space
-        actions = int(space.n) if isinstance(space, spaces.Discrete) else None
-        for name, claim in wrong_claims(self.symmetry, np.random.default_rng(self.seed), actions):
-            try:
-                claim.check_spaces(self.env.observation_space, space)
-            except UserError:
-                continue
-            yield name, claim
+    def _wrong_claims(self) -> Iterator[tuple[str, Symmetry]]:
+        return claims_beside(self.symmetry, self.env.observation_space, self.env.action_space, self.seed)
 
     def _report(
         self,

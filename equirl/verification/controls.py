@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from equirl.errors import UserError
 from equirl.grids import GRID_MAPS, Grid
@@ -79,6 +81,19 @@ def wrong_claims(
                 continue
             if not _is_part_of(claim, symmetry):
                 yield claim.name, claim
+
+
+def claims_beside(
+    symmetry: Symmetry, observation_space: gym.Space[Any], action_space: gym.Space[Any], seed: int
+) -> Iterator[tuple[str, Symmetry]]:
+    """Yield the wrong claims that fit the spaces, each with what is wrong about it."""
+    actions = int(action_space.n) if isinstance(action_space, spaces.Discrete) else None
+    for name, claim in wrong_claims(symmetry, np.random.default_rng(seed), actions):
+        try:
+            claim.check_spaces(observation_space, action_space)
+        except UserError:
+            continue
+        yield name, claim
 
 
 def _is_part_of(claim: Symmetry, symmetry: Symmetry) -> bool:

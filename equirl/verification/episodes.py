@@ -140,5 +140,6 @@ def _centred(space: gym.Space[Any], action: Any) -> Floats:
     """Return an action as numbers of mean zero under random play."""
     if isinstance(space, spaces.Box):
         return np.asarray(action, dtype=np.float64).ravel()
-    flat = np.asarray(spaces.flatten(space, action), dtype=np.float64)
-    return flat - flat.mean()
+    flat: Floats = np.asarray(spaces.flatten(space, action), dtype=np.float64)
+    centred: Floats = flat - flat.mean()
+    return centred

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from equirl.symmetry import Symmetry
@@ -46,8 +46,7 @@ class Report:
 
     def to_data(self) -> dict[str, Any]:
         """Return the report as plain JSON data."""
-        data = asdict(self)
-        data["symmetry"] = dict(self.symmetry)
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**data, "group": str(self.symmetry.group), "holds": self.holds, "tier_name": TIERS[self.tier]}
 
     def __str__(self) -> str:

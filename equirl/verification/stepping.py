@@ -138,6 +138,32 @@ class Stepper:
         found.interactions = self.interactions - before
         return found
 
+    def returns(self, states: list[tuple[str, Any]], horizon: int = 100, discount: float = 0.99) -> list[Pair]:
+        """Return discounted returns of the same random actions from each state, and of their images from its image."""
+        found = []
+        for number, (_, state) in enumerate(states):
+            g = 1 + number % (len(self.symmetry.group) - 1)
+            image = self.simulator.image(state, self.symmetry, g)
+            if image is None:
+                continue
+            seed = self._seed()
+            actions = [self.simulator.env.action_space.sample() for _ in range(horizon)]
+            left = self._return(state, actions, discount, seed, 0)
+            right = self._return(image, [self.action(g, action) for action in actions], discount, seed, g)
+            found.append((np.asarray(left), np.asarray(right)))
+        return found
+
+    def _return(self, state: Any, actions: list[Any], discount: float, seed: int, g: int) -> float:
+        first = self._step(state, actions[0], seed, g)
+        total, over = first.reward, first.terminated
+        for t, action in enumerate(actions[1:], 1):
+            if over:
+                break
+            _, reward, over, _, _ = self.simulator.env.step(action)
+            self.interactions += 1
+            total += discount**t * float(reward)
+        return total
+
     def _compare_laws(self, row: Comparison, state: Any, image: Any, moved_action: Any) -> None:
         """Draw next states on both sides, few where they are all the same, and shuffle the sides."""
         sides: tuple[list[Outcome], list[Outcome]] = ([], [])

@@ -1,0 +1,68 @@
+"""What every command of the command line shares: options, quiet libraries, JSON, tables and progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from equirl.errors import UserError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Packages = Annotated[
+    list[str] | None, typer.Option("--gym-packages", help="Modules to import, which register environments; repeatable.")
+]
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep what libraries print out of the results, and ALE's greeting out of everything."""
+    import ale_py
+
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def import_modules(modules: list[str] | None) -> None:
+    """Import modules that the user names, for the environments they register."""
+    for name in modules or []:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise UserError(f"--gym-packages {name}: expected a module that can be imported: {error}") from None
+
+
+def shown(error: float | None) -> str:
+    """Return an error in few digits."""
+    return "not finite" if error is None else f"{error:.1e}"
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(title: str, rows: dict[str, str]) -> None:
+    """Print pairs in two columns without a frame: one that is wider than the terminal would cut paths, or break."""
+    width = max(map(len, rows))
+    print(title)
+    for name, value in rows.items():
+        print(f"  {name:<{width}}  {value}")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """Show a bar on standard error while the block runs; what it yields is told what is done, and which fraction."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)

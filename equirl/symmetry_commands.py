@@ -1,0 +1,235 @@
+"""The commands about symmetries: ``equirl symmetries``, ``check`` and ``discover``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import gymnasium as gym
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from equirl.console import AsJson, Packages, import_modules, print_json, print_table, progress_bar, quiet_libraries
+from equirl.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from equirl.symmetry import Symmetry
+    from equirl.verification import Report, Transitions
+
+Environment = Annotated[str, typer.Argument(help="Gymnasium id, or a name that `equirl symmetries` lists.")]
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        "--transitions",
+        help="Judge by this .npz alone: observations, actions, rewards, next_observations, terminated, episodes.",
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+
+
+def symmetries(
+    env: Annotated[str | None, typer.Argument(help="An environment's id; all of them if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the catalogue of symmetries, or show what each element of one environment's symmetry does."""
+    from equirl.envs import ENTRIES
+    from equirl.envs.catalogue import entry_named
+    from equirl.symmetry import registered_symmetries, resolve_symmetry
+
+    if env is None:
+        listed = {entry.name: entry for entry in ENTRIES}
+        rows: list[dict[str, Any]] = []
+        for name in registered_symmetries():
+            entry, found = listed.get(name), resolve_symmetry(name)
+            rows.append(
+                {
+                    "name": name,
+                    "group": str(found.group),
+                    "order": len(found.group),
+                    "verdict": entry.verdict if entry else "exact" if name == "none" else "declared by its package",
+                    "note": entry.note if entry else "the identity alone, for a plain agent" if name == "none" else "",
+                    "wrapper": entry.wrapper if entry else None,
+                    "extra": entry.extra if entry else None,
+                }
+            )
+        if as_json:
+            return print_json(rows)
+        table = Table(title="symmetries")
+        for column in ("name", "group", "verdict", "note"):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            hint = f" (pip install 'equirl\\[{row['extra']}]')" if row["extra"] else ""
+            table.add_row(row["name"], row["group"], row["verdict"], f"{row['note']}{hint}")
+        return Console().print(table)
+    found = resolve_symmetry(env)
+    elements = [
+        {"element": name, "observation": found.observation.describe(g), "action": found.action.describe(g)}
+        for g, name in enumerate(found.group.names)
+    ]
+    if as_json:
+        return print_json({"name": env, "group": str(found.group), "elements": elements, "data": found})
+    known = {entry.name: entry for entry in ENTRIES}
+    table = Table(title=f"{env}: {found.group}" + (f", {entry_named(env).verdict}" if env in known else ""))
+    for column in ("element", "on observations", "on actions"):
+        table.add_column(column, overflow="fold")
+    for element in elements:
+        table.add_row(*element.values())
+    return Console().print(table)
+
+
+def check(
+    env: Environment,
+    symmetry: Annotated[
+        str | None,
+        typer.Option(
+            "--symmetry", help="A name that is listed, or dict(generators=[...]); the catalogue's by default."
+        ),
+    ] = None,
+    transitions: Log = None,
+    states: Annotated[int, typer.Option("--states", help="States of play to step, and as many far from it.")] = 1000,
+    seed: Seed = 0,
+    gym_packages: Packages = None,
+    as_json: AsJson = False,
+) -> None:
+    """Is a symmetry real? Exit code 0: it holds exactly, in law or approximately; 1: it does not, or none can say."""
+    from equirl.verification import check_symmetry
+
+    with quiet_libraries():
+        import_modules(gym_packages)
+        name = _entry_name(env)
+        made, claim = _made(name), _claim(name, symmetry)
+        with progress_bar() as progress:
+            source = made if transitions is None else _logged(transitions, made)
+            report = check_symmetry(source, claim, states=states, seed=seed, progress=progress)
+        made.close()
+    if as_json:
+        print_json(report.to_data())
+    else:
+        _print_report(name, report)
+    raise typer.Exit(0 if report.holds else 1)
+
+
+def discover(
+    env: Environment,
+    transitions: Log = None,
+    interactions: Annotated[
+        int, typer.Option("-n", "--interactions", help="Environment steps to search by; confirming takes some more.")
+    ] = 20_000,
+    seed: Seed = 0,
+    gym_packages: Packages = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which symmetries are there? Prints them ready to paste. Exit code 1: none was found."""
+    from equirl.verification import discover_symmetries
+
+    with quiet_libraries():
+        import_modules(gym_packages)
+        made = _made(env)
+        with progress_bar() as progress:
+            source = made if transitions is None else _logged(transitions, made)
+            found = discover_symmetries(source, interactions=interactions, seed=seed, progress=progress)
+        made.close()
+    if as_json:
+        print_json(found.to_data())
+    else:
+        print(found)
+    raise typer.Exit(0 if found.symmetry is not None else 1)
+
+
+def _made(name: str) -> gym.Env[Any, Any]:
+    """Return the environment of a catalogue entry or of an id, ready to be checked."""
+    from equirl.envs import ENTRIES, make_to_check
+    from equirl.runs import readable_errors, spec_of
+
+    if name not in {entry.name for entry in ENTRIES}:
+        spec_of(name)
+    with readable_errors(name.split(":")[0]):
+        return make_to_check(name)
+
+
+def _entry_name(name: str) -> str:
+    """Return the catalogue's name for an environment: where it has variants alone, the first that needs no keywords."""
+    from equirl.envs import entries_of
+
+    entries = sorted(entries_of(name), key=lambda entry: (bool(entry.variant), bool(entry.kwargs)))
+    return entries[0].name if entries else name
+
+
+def _claim(name: str, given: str | None) -> Symmetry:
+    """Return the symmetry to check: the one named or given by generators, else what the catalogue says of the name."""
+    from equirl.envs import ENTRIES
+    from equirl.hyperparameters import parse_value
+    from equirl.symmetry import registered_symmetries, resolve_symmetry
+
+    entries = {entry.name: entry for entry in ENTRIES}
+    if given is None:
+        if name in entries:
+            return entries[name].symmetry
+        if name in registered_symmetries():
+            return resolve_symmetry(name)
+        raise UserError(
+            f"no known symmetry of {name!r}: expected --symmetry with a name or generators; `equirl discover {name}` "
+            "looks for one"
+        )
+    value = parse_value(given)
+    if not isinstance(value, str):
+        return resolve_symmetry(value)
+    if value in entries:
+        return entries[value].symmetry
+    if value not in registered_symmetries():
+        raise unknown("symmetry", value, sorted({*registered_symmetries(), *entries}))
+    return resolve_symmetry(value)
+
+
+def _logged(path: Path, env: gym.Env[Any, Any]) -> Transitions:
+    from equirl.verification import Transitions
+
+    return Transitions.load(path, env.observation_space, env.action_space)
+
+
+def _print_report(name: str, report: Report) -> None:
+    """Print the verdict, what it rests on, the wrong claims beside it, and the states that break it most."""
+    from equirl.verification.report import TIERS
+
+    console = Console()
+    numbers = report.numbers
+    rows = {"verdict": report.verdict, "because": report.reason, "group": str(report.symmetry.group)}
+    rows["evidence"] = f"tier {report.tier}, {TIERS[report.tier]}; {report.interactions:,} environment steps"
+    if "error_in_standard_deviations" in numbers:
+        rows["largest error"] = f"{numbers['error_in_standard_deviations']['max']:.1e} standard deviations"
+        rows["largest reward error"] = f"{numbers['reward_error']['max']:.1e} of the largest reward"
+        rows["terminations"] = (
+            f"{numbers['terminations_differ']} of {numbers['steps']:,} differ "
+            f"(at most {numbers['terminations_differ_at_most']:.2%} at 95%)"
+        )
+    if "bounds" in numbers:
+        rows["bounds"] = numbers["bounds"]
+    if "cost_in_return" in numbers:
+        rows["cost"] = f"returns of mirrored play differ by {numbers['cost_in_return']:.1%} of their size"
+    refuted = sum(row["refuted"] for row in report.controls)
+    rows["wrong claims"] = f"{refuted} of {len(report.controls)} refuted"
+    print_table(name, rows)
+    for row in report.controls:
+        console.print(f"    {row['name']}: {row['verdict']}", highlight=False)
+    if report.worst:
+        table = Table(title="states that break it most" if report.verdict != "exact" else "largest errors")
+        for column in ("from", "element", "observation", "action", "error", "rewards", "ends"):
+            table.add_column(column, overflow="fold")
+        for row in report.worst:
+            table.add_row(
+                row["origin"],
+                row["element"],
+                _short(row["observation"]),
+                _short(row["action"]),
+                f"{row['error']:.1e}",
+                " / ".join(f"{reward:.4g}" for reward in row.get("rewards", [])),
+                " / ".join("yes" if over else "no" for over in row.get("terminated", [])),
+            )
+        console.print(table)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{number:.3g}" if isinstance(number, float) else str(number) for number in value)
+    return str(value)

@@ -1,0 +1,74 @@
+"""Tier 3 as a report: what logged transitions alone say about a claim, beside wrong claims."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from equirl.symmetry import Symmetry
+from equirl.verification.controls import claims_beside
+from equirl.verification.logs import REFUTED, LogCheck, check_transitions
+from equirl.verification.report import Report
+from equirl.verification.transitions import Progress, Transitions
+
+CONTROLS = 4
+"""Wrong claims that are tried on the log."""
+
+
+def check_log(
+    transitions: Transitions, symmetry: Symmetry, seed: int, progress: Progress, name: str, interactions: int = 0
+) -> Report:
+    """Return what logged transitions say about a claim.
+
+    A model of the log says how far the images of transitions are from being transitions too. It can refute a claim; it
+    confirms one only up to the model's resolution, so the best verdict is "approximate".
+
+    Args:
+        transitions: the log; observations are vectors.
+        symmetry: the claim.
+        seed: of the split into halves and of the model.
+        progress: told what is being done, and which fraction of it.
+        name: of the environment.
+        interactions: steps that recording the log took.
+    """
+    claim = symmetry.fitted(transitions.observation_space)
+    claim.check_spaces(transitions.observation_space, transitions.action_space)
+    progress("fitting a model to transitions", 0.0)
+    found = check_transitions(transitions, claim, seed)
+    controls = []
+    beside = islice(claims_beside(claim, transitions.observation_space, transitions.action_space, seed), CONTROLS)
+    for number, (control, wrong) in enumerate(beside):
+        progress("negative controls", (number + 1) / (CONTROLS + 1))
+        tried = check_transitions(transitions, wrong, seed)
+        verdict = "rejected" if tried.refuted else "approximate" if tried.agrees else "undecidable"
+        controls.append({"name": control, "verdict": verdict, "refuted": tried.refuted, "ratio": tried.ratio})
+    progress("done", 1.0)
+    verdict, reason = _judged(found)
+    if verdict == "approximate" and not any(row["refuted"] for row in controls):
+        verdict, reason = "undecidable", f"wrong claims pass as well ({reason})"
+    return Report(name, claim, verdict, 3, reason, _numbers(found), tuple(controls), (), interactions)
+
+
+def _judged(found: LogCheck) -> tuple[str, str]:
+    worst = found.worst
+    low, high = worst.interval
+    fits = f"images of transitions fit {worst.ratio:.2f} times as badly as the transitions themselves ({worst.worst}"
+    fits += f", 95% interval {low:.2f} to {high:.2f}, {found.rows:,} rows)"
+    if found.refuted:
+        return "rejected", fits
+    if found.agrees:
+        return "approximate", f"{fits}; the log would show a ratio of {REFUTED}"
+    if found.coverage < 0.1:
+        return "undecidable", f"only {found.coverage:.0%} of the images lie where the log has been; {fits}"
+    return "undecidable", fits
+
+
+def _numbers(found: LogCheck) -> dict[str, Any]:
+    return {
+        "rows": found.rows,
+        "blocks": found.blocks,
+        "ratio": {name: comparison.ratio for name, comparison in found.elements.items()},
+        "interval": {name: list(comparison.interval) for name, comparison in found.elements.items()},
+        "coverage": found.coverage,
+        "resolution": found.resolution,
+    }
