@@ -238,7 +238,7 @@ def centre_of(values: Any, size: int) -> NDArray[np.float64]:
         raise UserError(f"centre {values!r}: {expected}") from None
     if centre.shape != (size,) or centre.dtype.kind not in "iuf" or not (np.abs(centre) < 1e30).all():
         raise UserError(f"centre {values!r}: {expected}")
-    return centre.astype(np.float64) + 0.0  # no -0, so that equal centres have equal data
+    return centre.astype(np.float64)
 
 
 def cycles(permutation: Sequence[int]) -> str:

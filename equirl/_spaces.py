@@ -79,12 +79,11 @@ def _fitted_grid(rep: Grid, shape: tuple[int, ...]) -> Grid:
         return rep.in_layout("CHW")
     found: list[tuple[bool, int, bool, Grid]] = []
     for layout, axis, (height, width) in (("CHW", -3, shape[-2:]), ("HWC", -1, shape[-3:-1])):
-        candidate = rep.in_layout(layout)
         frames, rest = (1, 0) if rep.channels is None else divmod(shape[axis], rep.channels.shape[1])
-        if frames and not rest:
+        if not rest:
+            candidate = rep.in_layout(layout)
             candidate = candidate.stacked(frames) if frames > 1 else candidate
-            if candidate.acts_on(shape):
-                found.append((height != width, shape[axis], layout != rep.layout, candidate))
+            found.append((height != width, shape[axis], layout != rep.layout, candidate))
     return min(found, key=lambda each: each[:3])[3] if found else rep
 
 

@@ -128,14 +128,6 @@ class Grid(Indexed):
         if count is not None and max(self.fixed, default=0) >= count:
             raise UserError(f"{self!r} leaves channels {self.fixed} fixed: got shape {tuple(shape)} with {count}")
 
-    def acts_on(self, shape: Sequence[int]) -> bool:
-        """Return whether `check_shape` lets a shape pass."""
-        try:
-            self.check_shape(shape)
-        except UserError:
-            return False
-        return True
-
     def in_layout(self, layout: str) -> Grid:
         """Return the same turns and mirrors of pictures in another layout, ``"CHW"`` or ``"HWC"``."""
         if layout == self.layout:

@@ -139,10 +139,9 @@ class Symmetry(dict[str, Any]):
     def fitted(self, observation_space: spaces.Space[Any]) -> Symmetry:
         """Return the symmetry as it acts on this space: frames that are stacked, pictures channels first or last.
 
-        Vectors of n entries fit a last axis of k n. Pictures fit the layout under which their maps are possible and
-        their `channels`, where given, divide the channel axis; where both do, the layout of a square picture, then the
-        one of fewer channels, then the one declared. Pictures that leave some channels `fixed` can only be stacked
-        where all `channels` are given.
+        Vectors of n entries fit a last axis of k n. Pictures fit a layout in which their `channels`, where given,
+        divide the channel axis; where both do, the one of a square picture, then the one of fewer channels, then the
+        one declared. Pictures that leave some channels `fixed` can only be stacked where all `channels` are given.
 
         Raises:
             UserError: the symmetry does not act on such observations.
