@@ -6,7 +6,7 @@ Importing this module registers every entry; the package's entry point ``equirl.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -57,6 +57,40 @@ def _signs(*signs: int, swap: tuple[int, int] | None = None) -> dict[str, Any]:
 
 _TURN = ("rot90", [1, 2, 3, 0])  # up, left, down, right
 _MIRROR = ("flip_x", [0, 3, 2, 1])
+
+
+def _buttons(names: str, swap: str = "") -> list[int]:
+    """Return the permutation that swaps two of the actions, which are named by one letter each."""
+    return [names.index(name.translate(str.maketrans(swap, swap[::-1]))) for name in names]
+
+
+def _minatar(game: str, minimal: str, verdict: str, note: str, *flips: tuple[Any, str]) -> Iterator[Entry]:
+    """Yield a game's entries: all six actions in -v0, those that the game uses in -v1. A flip swaps two actions."""
+    for version, names in enumerate(("nlurdf", minimal)):
+        generators = tuple((seen, _buttons(names, swap)) for seen, swap in flips)
+        name, wrapper = f"MinAtar/{game}-v{version}", "equirl.envs.minatar.ChannelsFirst"
+        yield Entry(name, generators, verdict, note, wrapper, extra="minatar")
+
+
+_AROUND_CHICKEN = {"grid": "flip_x", "shift": [0, 9]}  # column c of the torus to (8 - c) mod 10
+_NOT_THE_GAUGES = {"grid": "flip_x", "channels": list(range(10)), "fixed": [7, 8]}
+_SWAP_MARCH = {"grid": "flip_x", "channels": [0, 1, 3, 2, 4, 5]}  # the channels of aliens that go left and right
+
+_MINIGRID = ("Empty-8x8", "FourRooms", "DoorKey-6x6", "LavaGapS7", "SimpleCrossingS9N1", "Dynamic-Obstacles-6x6")
+_TRANSPOSED = {"keys": {"image": "flip_y", "direction": [1, 0, 3, 2]}}  # right with down, left with up
+
+
+def _minigrid(name: str) -> Entry:
+    moving = name.startswith("Dynamic")
+    return Entry(
+        f"MiniGrid-{name}-v0",
+        ((_TRANSPOSED, _buttons("lrf" if moving else "lrfpdtx", "lr")),),
+        "exact in law" if moving else "exact",
+        "transpose the world, which mirrors the agent's view" + ("; the obstacles move at random" if moving else ""),
+        wrapper="equirl.envs.minigrid.ImageAndDirection",
+        extra="minigrid",
+    )
+
 
 ENTRIES: tuple[Entry, ...] = (
     Entry("CartPole-v1", ((_signs(-1, -1, -1, -1), [1, 0]),), "exact", "mirror the track, push the other way"),
@@ -114,6 +148,30 @@ ENTRIES: tuple[Entry, ...] = (
         "mirror left-right; the paddle slides 8 pixels further behind the right wall",
         wrapper="equirl.envs.atari.BreakoutFrame",
     ),
+    *_minatar("Breakout", "nlr", "exact in law", "mirror left-right", ("flip_x", "lr")),
+    *_minatar("Asterix", "nlurd", "exact in law", "mirror left-right and up-down", ("flip_x", "lr"), ("flip_y", "ud")),
+    *_minatar("Freeway", "nud", "exact in law", "mirror left-right about the chicken's column", (_AROUND_CHICKEN, "")),
+    *_minatar("Seaquest", "nlurdf", "exact in law", "mirror left-right all but gauges", (_NOT_THE_GAUGES, "lr")),
+    *_minatar("SpaceInvaders", "nlrf", "locally broken", "mirror left-right; ties shoot left", (_SWAP_MARCH, "lr")),
+    Entry(
+        "MinAtar/Freeway-v1",
+        (("flip_x", [0, 1, 2]),),
+        "rejected",
+        "mirror left-right about the middle: the chicken does not stand there",
+        wrapper="equirl.envs.minatar.ChannelsFirst",
+        extra="minatar",
+        variant="plain_flip",
+    ),
+    Entry(
+        "MinAtar/Seaquest-v1",
+        (("flip_x", [0, 3, 2, 1, 4, 5]),),
+        "rejected",
+        "mirror left-right and the gauges with it: they fill the same way in every world",
+        wrapper="equirl.envs.minatar.ChannelsFirst",
+        extra="minatar",
+        variant="flipped_gauges",
+    ),
+    *(_minigrid(name) for name in _MINIGRID),
 )
 
 
@@ -150,3 +208,5 @@ for _entry in ENTRIES:
 _CLASSIC = "gymnasium.envs.classic_control"
 for _module, _class in (("cartpole", "CartPole"), ("acrobot", "Acrobot"), ("pendulum", "Pendulum")):
     register_simulator(f"{_CLASSIC}.{_module}:{_class}Env", f"equirl.envs.classic_control:{_class}Simulator")
+register_simulator("minatar.gym:BaseEnv", "equirl.envs.minatar:MinAtarSimulator")
+register_simulator("minigrid.minigrid_env:MiniGridEnv", "equirl.envs.minigrid:MiniGridSimulator")
