@@ -32,6 +32,9 @@ CONTROLS = 6
 PAIRS = 128
 """Pairs of episodes where states cannot be set."""
 
+UNSEEN = 0.05
+"""Share of the entries that images change above which values never seen there make the images none."""
+
 LOGGED = 12_000
 """Transitions to fit a model to, where neither states nor episodes decide."""
 
@@ -223,12 +226,15 @@ class _Check:
             "p_equal_laws": test.p_value,
             "difference": test.difference,
             "difference_at_most": test.bound,
+            "images_unseen": test.unseen,
         }
         return self._report(*self._judged_episodes(test, controls), numbers, controls, [])
 
     def _judged_episodes(self, test: Any, controls: list[dict[str, Any]]) -> tuple[str, int, str]:
         nearest = min((row["difference"] for row in controls), default=0.0)
         against = f"{test.pairs} pairs of episodes; wrong claims differ by {nearest:.2f} standard deviations or more"
+        if test.p_resets < 0.002 and test.unseen > UNSEEN:
+            return "rejected", 2, f"{test.unseen:.0%} of what images change lies outside all that was ever seen there"
         if test.p_resets < 0.002:
             return "undecidable", 2, f"the first observations are not symmetric (p = {test.p_resets:.4f}), {against}"
         if test.p_value >= 0.002:

@@ -38,6 +38,7 @@ class EpisodeTest:
     p_value: float  # of equal laws of all features
     difference: float  # root mean square of the features' mean differences beyond chance, in standard deviations
     bound: float  # 95% upper bound of the largest mean difference, in standard deviations
+    unseen: float  # share of what images change that leaves the range of values ever seen there
 
 
 def compare_episodes(env: gym.Env[Any, Any], symmetry: Symmetry, pairs: int, seed: int) -> EpisodeTest:
@@ -53,6 +54,7 @@ def compare_episodes(env: gym.Env[Any, Any], symmetry: Symmetry, pairs: int, see
     seen, action = Mover(symmetry.observation, env.observation_space), Mover(symmetry.action, env.action_space)
     elements = [g for g in range(len(symmetry.group)) if not symmetry.observation.is_identity(g)]
     first, rest, steps = [], [], 0
+    shown: list[tuple[int, list[Any]]] = []
     for pair in range(pairs):
         g = elements[pair % len(elements)]
         back = symmetry.group.inverse(g)
@@ -62,7 +64,9 @@ def compare_episodes(env: gym.Env[Any, Any], symmetry: Symmetry, pairs: int, see
         for moved in (actions, [action(g, a) for a in actions]):
             observations, rewards, alive = _played(env, moved, int(rng.integers(2**31)))
             steps += int(alive.sum())
-            if moved is not actions:
+            if moved is actions:
+                shown.append((g, observations))
+            else:
                 observations = [seen(back, o) for o in observations]
             sides.append(_features(env, observations, rewards, alive, actions))
         difference = [ours - theirs for ours, theirs in zip(*sides, strict=True)]
@@ -74,7 +78,23 @@ def compare_episodes(env: gym.Env[Any, Any], symmetry: Symmetry, pairs: int, see
     used = all_features.std(0) > 0
     excess = (z[used] ** 2 - 1).mean() / pairs if used.any() else 0.0
     largest = (np.abs(z).max() + 1.96) / np.sqrt(pairs)
-    return EpisodeTest(pairs, steps, p_resets, p_all, float(np.sqrt(max(excess, 0.0))), float(largest))
+    apart = float(np.sqrt(max(excess, 0.0)))
+    return EpisodeTest(pairs, steps, p_resets, p_all, apart, float(largest), _unseen(env, seen, shown))
+
+
+def _unseen(env: gym.Env[Any, Any], move: Mover, shown: list[tuple[int, list[Any]]]) -> float:
+    """Return which part of the entries that images change takes values outside all that were seen there."""
+    space = env.observation_space
+    seen = np.stack([_flat(space, o) for _, observations in shown for o in observations])
+    low, high = seen.min(0), seen.max(0)
+    slack = 0.05 * float((high - low).max())
+    changed = outside = 0
+    for g, observations in shown:
+        for observation in observations[::8]:
+            image, own = _flat(space, move(g, observation)), _flat(space, observation)
+            changed += int((image != own).sum())
+            outside += int(((image < low - slack) | (image > high + slack)).sum())
+    return outside / max(changed, 1)
 
 
 def _played(env: gym.Env[Any, Any], actions: list[Any], seed: int) -> tuple[list[Any], Floats, Floats]:

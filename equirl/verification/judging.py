@@ -60,7 +60,7 @@ def measured(found: Comparisons, precision: float) -> Errors:
 
     Args:
         found: the comparisons.
-        precision: rounding of the environment's arithmetic, relative.
+        precision: rounding of the environment's arithmetic, relative; at 0 every difference is another step.
     """
     rows = [row for row in found.rows if row.then]
     tolerance = max(1e-6, 1000 * precision)
@@ -84,7 +84,7 @@ def measured(found: Comparisons, precision: float) -> Errors:
                 rounding = np.maximum(rounding, relative)
             else:
                 error = np.maximum(error, relative)
-    broken = (error > BROKEN) | termination | np.array([_differs(row) for row in rows])
+    broken = (error > (BROKEN if precision else 0.0)) | termination | np.array([_differs(row) for row in rows])
     pooled = [row.laws for row in rows if row.laws is not None]
     p_laws = p_value(np.sum(pooled, axis=0)) if pooled else 1.0
     return Errors(rows, rounding, error, reward, termination, broken, tolerance, p_laws)
