@@ -186,13 +186,23 @@ def plain(hidden: int) -> Layout:
     return Layout(encode, decode)
 
 
+def _wound(angles: Floats, like: Floats) -> Floats:
+    """Return angles with as many whole turns, either way round, as those of a state: a joint's limit counts them.
+
+    >>> _wound(np.array([-3.0, -3.0]), np.array([3.0, 3.0 - 2 * np.pi])).round(3)
+    array([-3.   ,  3.283])
+    """
+    turns = 2 * np.pi * np.round(like / (2 * np.pi))
+    return angles + np.sign(angles * (like - turns)) * turns
+
+
 def _encode_reacher(state: MujocoState) -> Floats:
     angles, target = state.qpos[:2], state.qpos[2:]
     return np.concatenate([np.cos(angles), np.sin(angles), target, state.qvel[:2]])
 
 
 def _decode_reacher(values: Floats, like: MujocoState) -> MujocoState:
-    angles = np.arctan2(values[2:4], values[:2])
+    angles = _wound(np.arctan2(values[2:4], values[:2]), like.qpos[:2])
     return MujocoState(np.concatenate([angles, values[4:6]]), np.concatenate([values[6:8], like.qvel[2:]]))
 
 
@@ -201,7 +211,8 @@ def _encode_double_pendulum(state: MujocoState) -> Floats:
 
 
 def _decode_double_pendulum(values: Floats, like: MujocoState) -> MujocoState:
-    return MujocoState(np.concatenate([values[:1], np.arctan2(values[1:3], values[3:5])]), values[5:8].copy())
+    angles = _wound(np.arctan2(values[1:3], values[3:5]), like.qpos[1:])
+    return MujocoState(np.concatenate([values[:1], angles]), values[5:8].copy())
 
 
 REACHER = Layout(_encode_reacher, _decode_reacher)
