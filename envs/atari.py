@@ -73,6 +73,8 @@ class SymmetricAtari(gym.Wrapper[Frame, int, Frame, int]):
     (86, 80, 1)
     """
 
+    stateless = True  # as far as its own layers go: simulators read the console's state
+
     def __init__(
         self,
         env: gym.Env[Any, Any],
@@ -158,6 +160,8 @@ class _Picture(gym.ObservationWrapper[Frame, int, Frame]):
 class _FireOnReset(gym.Wrapper[Frame, int, Frame, int]):
     """Press FIRE once after a reset, for games that wait for it."""
 
+    stateless = True
+
     def __init__(self, env: gym.Env[Any, Any], fire: int) -> None:
         super().__init__(env)
         self.fire = fire
@@ -174,7 +178,8 @@ def _label(env: gym.Env[Any, Any]) -> str:
     return repr(env.spec.id if env.spec else type(env.unwrapped).__name__)
 
 
-def _atari(env: gym.Env[Any, Any]) -> AtariEnv:
+def atari_game(env: gym.Env[Any, Any]) -> AtariEnv:
+    """Return the Atari game inside an environment's wrappers, or raise a UserError where there is none."""
     game = env.unwrapped
     if not isinstance(game, AtariEnv):
         raise UserError(
@@ -184,13 +189,13 @@ def _atari(env: gym.Env[Any, Any]) -> AtariEnv:
 
 
 def _check_game(env: gym.Env[Any, Any], expected: str, wrapper: str) -> None:
-    found = _atari(env)._game
+    found = atari_game(env)._game
     if found != expected:
         raise UserError(f"{wrapper} on the Atari game {found!r}: expected {expected!r}; SymmetricAtari takes any crop")
 
 
 def _unprocessed(env: gym.Env[Any, Any]) -> AtariEnv:
-    game = _atari(env)
+    game = atari_game(env)
     height, width = game.ale.getScreenDims()
     seen = env.observation_space.shape
     if seen not in {(height, width), (height, width, 3)}:

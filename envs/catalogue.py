@@ -92,6 +92,24 @@ def _minigrid(name: str) -> Entry:
     )
 
 
+_LEFT_RIGHT = "3-4 6-7 8-9 11-12 14-15 16-17"  # in ALE's full set of actions
+_UP_DOWN = "2-5 6-8 7-9 10-13 14-16 15-17"
+
+
+def _swaps(count: int, pairs: str) -> list[int]:
+    """Return the permutation of so many actions that swaps pairs of them."""
+    permutation = list(range(count))
+    for pair in pairs.split():
+        one, other = map(int, pair.split("-"))
+        permutation[one], permutation[other] = other, one
+    return permutation
+
+
+def _atari(game: str, note: str, *flips: tuple[Any, list[int]], rejected: str = "") -> Entry:
+    verdict = "rejected" if rejected else "approximate"
+    return Entry(f"ALE/{game}-v5", flips, verdict, note, "equirl.envs.atari_games.GameFrame", variant=rejected)
+
+
 ENTRIES: tuple[Entry, ...] = (
     Entry("CartPole-v1", ((_signs(-1, -1, -1, -1), [1, 0]),), "exact", "mirror the track, push the other way"),
     Entry("Acrobot-v1", ((_signs(1, -1, 1, -1, -1, -1), [2, 1, 0]),), "exact", "mirror both angles, negate the torque"),
@@ -136,17 +154,44 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("equirl/GridWorld-v0", (_TURN,), "exact", "the quarter turns alone, at half the cost", variant="C4"),
     Entry(
         "ALE/Pong-v5",
-        (("flip_y", [0, 1, 3, 2, 5, 4]),),
+        (("flip_y", _swaps(6, "2-3 4-5")),),
         "approximate",
-        "mirror up-down; the opponent's dead band sits 4 pixels off centre",
+        "mirror up-down, RIGHT is up; the opponent aims 5 rows off; background differs by 0%",
         wrapper="equirl.envs.atari.PongFrame",
     ),
     Entry(
         "ALE/Breakout-v5",
-        (("flip_x", [0, 1, 3, 2]),),
+        (("flip_x", _swaps(4, "2-3")),),
         "approximate",
-        "mirror left-right; the paddle slides 8 pixels further behind the right wall",
+        "mirror left-right; the paddle slides 8 pixels behind the right wall only; background differs by 0%",
         wrapper="equirl.envs.atari.BreakoutFrame",
+    ),
+    _atari(
+        "SpaceInvaders",
+        "mirror left-right; background differs by 2% below the aliens, which begin on the left",
+        ("flip_x", _swaps(6, "2-3 4-5")),
+    ),
+    _atari("DemonAttack", "mirror left-right; background differs by 0%", ("flip_x", _swaps(6, "2-3 4-5"))),
+    _atari("MsPacman", "mirror left-right; background differs by 2%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),
+    _atari("Asterix", "mirror left-right; background differs by 0%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),
+    _atari(
+        "Seaquest",
+        "mirror left-right, gauges averaged with their mirror; background differs by 0.3%",
+        ("flip_x", _swaps(18, _LEFT_RIGHT)),
+    ),
+    _atari(
+        "Asteroids",
+        "mirror left-right and up-down, both swap the turns; background differs by 0%",
+        ("flip_x", _swaps(14, "3-4 6-7 9-10 12-13")),
+        ("flip_y", _swaps(14, "3-4 6-7 9-10 12-13")),
+    ),
+    _atari("Boxing", "mirror up-down; background differs by 0.5%", ("flip_y", _swaps(18, _UP_DOWN))),
+    _atari("Enduro", "mirror left-right; background differs by 2%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),
+    _atari(
+        "Freeway",
+        "mirror left-right: cars drive right on one half and left on the other; background differs by 12%",
+        ("flip_x", [0, 1, 2]),
+        rejected="plain_flip",
     ),
     *_minatar("Breakout", "nlr", "exact in law", "mirror left-right", ("flip_x", "lr")),
     *_minatar("Asterix", "nlurd", "exact in law", "mirror left-right and up-down", ("flip_x", "lr"), ("flip_y", "ud")),
@@ -210,3 +255,4 @@ for _module, _class in (("cartpole", "CartPole"), ("acrobot", "Acrobot"), ("pend
     register_simulator(f"{_CLASSIC}.{_module}:{_class}Env", f"equirl.envs.classic_control:{_class}Simulator")
 register_simulator("minatar.gym:BaseEnv", "equirl.envs.minatar:MinAtarSimulator")
 register_simulator("minigrid.minigrid_env:MiniGridEnv", "equirl.envs.minigrid:MiniGridSimulator")
+register_simulator("ale_py.env:AtariEnv", "equirl.envs.atari_memory:AleSimulator")
