@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from equirl.envs import _mujoco_mirrors as mujoco
 from equirl.errors import unknown
 from equirl.symmetry import Symmetry, register_symmetry, resolve_symmetry
 from equirl.verification.simulators import register_simulator
@@ -110,6 +111,17 @@ def _atari(game: str, note: str, *flips: tuple[Any, list[int]], rejected: str = 
     return Entry(f"ALE/{game}-v5", flips, verdict, note, "equirl.envs.atari_games.GameFrame", variant=rejected)
 
 
+_LANDER = _signs(-1, 1, -1, 1, -1, -1, 1, 1, swap=(6, 7))
+_LANDER_NOTE = "mirror left-right, swap the legs; exact in flight, hard landings depend on the solver's order"
+
+
+def _mujoco(
+    env_id: str, verdict: str, note: str, *maps: mujoco.Generator, variant: str = "", without: tuple[str, ...] = ()
+) -> Entry:
+    kwargs = {f"include_{part}_in_observation": False for part in without}
+    return Entry(env_id, maps, verdict, note, extra="mujoco", variant=variant, kwargs=kwargs)
+
+
 ENTRIES: tuple[Entry, ...] = (
     Entry("CartPole-v1", ((_signs(-1, -1, -1, -1), [1, 0]),), "exact", "mirror the track, push the other way"),
     Entry("Acrobot-v1", ((_signs(1, -1, 1, -1, -1, -1), [2, 1, 0]),), "exact", "mirror both angles, negate the torque"),
@@ -143,12 +155,40 @@ ENTRIES: tuple[Entry, ...] = (
         "mirror left-right: start and goal are not interchangeable",
         variant="mirror",
     ),
-    Entry(
-        "LunarLander-v3",
-        ((_signs(-1, 1, -1, 1, -1, -1, 1, 1, swap=(6, 7)), [0, 3, 2, 1]),),
-        "exact in law",
-        "mirror left-right, swap the legs; terrain, wind and dispersion are random",
-        extra="box2d",
+    Entry("LunarLander-v3", ((_LANDER, [0, 3, 2, 1]),), "approximate", _LANDER_NOTE, extra="box2d"),
+    Entry("LunarLanderContinuous-v3", ((_LANDER, _signs(1, -1)),), "approximate", _LANDER_NOTE, extra="box2d"),
+    _mujoco("Swimmer-v5", "exact", "mirror across the direction of swimming", mujoco.SWIMMER),
+    _mujoco("Reacher-v5", "exact", "turn and mirror the plane", mujoco.REACHER_TURN, mujoco.REACHER_MIRROR),
+    _mujoco("Reacher-v5", "exact", "mirror the plane alone", mujoco.REACHER_MIRROR, variant="mirror"),
+    _mujoco("Walker2d-v5", "exact", "swap the two legs", mujoco.WALKER),
+    _mujoco("Walker2d-v4", "rejected", "swap the two legs: one foot slides less", mujoco.WALKER, variant="swap"),
+    _mujoco(
+        "Ant-v5",
+        "exact",
+        "mirror across the direction of walking; call its front its back",
+        mujoco.ANT_HALF_TURN,
+        mujoco.ANT_MIRROR,
+        without=("cfrc_ext",),
+    ),
+    _mujoco(
+        "Ant-v5",
+        "exact",
+        "mirror across the direction of walking alone",
+        mujoco.ANT_MIRROR,
+        without=("cfrc_ext",),
+        variant="mirror",
+    ),
+    _mujoco("InvertedPendulum-v5", "approximate", "mirror the rail; the pole leans by 0.001 m", mujoco.PENDULUM),
+    _mujoco(
+        "InvertedDoublePendulum-v5", "approximate", "mirror the rail; gravity leans by 1e-6", mujoco.DOUBLE_PENDULUM
+    ),
+    _mujoco(
+        "Humanoid-v5",
+        "rejected",
+        "mirror left-right: the left knee is stiffer, the left hip's armature larger",
+        mujoco.HUMANOID,
+        without=("cinert", "cvel", "qfrc_actuator", "cfrc_ext"),
+        variant="mirror",
     ),
     Entry("equirl/GridWorld-v0", (_TURN, _MIRROR), "exact", "every turn and mirror of the square"),
     Entry("equirl/GridWorld-v0", (_TURN,), "exact", "the quarter turns alone, at half the cost", variant="C4"),
@@ -256,3 +296,5 @@ for _module, _class in (("cartpole", "CartPole"), ("acrobot", "Acrobot"), ("pend
 register_simulator("minatar.gym:BaseEnv", "equirl.envs.minatar:MinAtarSimulator")
 register_simulator("minigrid.minigrid_env:MiniGridEnv", "equirl.envs.minigrid:MiniGridSimulator")
 register_simulator("ale_py.env:AtariEnv", "equirl.envs.atari_memory:AleSimulator")
+register_simulator("gymnasium.envs.mujoco.mujoco_env:MujocoEnv", "equirl.envs.mujoco:MujocoSimulator")
+register_simulator("gymnasium.envs.box2d.lunar_lander:LunarLander", "equirl.envs.lunar_lander:LunarLanderSimulator")
