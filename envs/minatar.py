@@ -85,6 +85,7 @@ class MinAtarSimulator(Simulator[State]):
 
     precision = 0.0
     mirrors_noise = True
+    complete = True  # what none of the known mirrors shows, no state shows that plays on alike
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)

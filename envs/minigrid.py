@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy, deepcopy
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -95,6 +96,14 @@ class Isometry(NamedTuple):
         return _STEPS.index((-column if self.flip_x else column, -row if self.flip_y else row))
 
 
+@cache
+def _sources(move: Isometry, width: int, height: int) -> list[int]:
+    """Return, for each cell of the moved world, the cell that comes to lie there; both row by row."""
+    places = [move.place(index % width, index // width, width, height) for index in range(width * height)]
+    new_width = height if move.transpose else width
+    return sorted(range(width * height), key=lambda index: places[index][1] * new_width + places[index][0])
+
+
 _STEPS = [(1, 0), (0, 1), (-1, 0), (0, -1)]
 IDENTITY, *MOVES = [Isometry(t, x, y) for t in (False, True) for x in (False, True) for y in (False, True)]
 
@@ -114,6 +123,7 @@ class MiniGridSimulator(Simulator[State]):
     not: its worlds have no known image. What a subclass keeps under a name that ends in ``_pos`` is a cell.
     """
 
+    precision = 0.0
     mirrors_noise = True
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -136,8 +146,9 @@ class MiniGridSimulator(Simulator[State]):
 
     def _copied(self, world: Attributes) -> Attributes:
         """Return a copy that keeps who is who; what no step changes is shared."""
-        memo = {id(thing): thing for thing in world["grid"].grid if thing is not None and thing.type in _UNCHANGING}
-        memo[id(self._base)] = self._base
+        memo: dict[int, Any] = {id(self._base): self._base}
+        memo[id(world["grid"])] = grid = copy(world["grid"])
+        grid.grid = [thing if _is_fixed(thing) else _copy_of(thing, memo) for thing in grid.grid]
         return deepcopy({name: value for name, value in world.items() if name not in _CONSTANT}, memo)
 
     def observe(self, state: State) -> Any:
@@ -182,11 +193,11 @@ class MiniGridSimulator(Simulator[State]):
         def place(cell: Any) -> tuple[int, int]:
             return move.place(cell[0], cell[1], width, height)
 
-        size = (height, width) if move.transpose else (width, height)
-        grid = type(world["grid"])(*size)
-        for index, thing in enumerate(cells):
-            grid.set(*place((index % width, index // width)), thing)
-            if thing is not None and thing.type not in _UNCHANGING and thing.cur_pos is not None:
+        grid = copy(world["grid"])
+        grid.width, grid.height = size = (height, width) if move.transpose else (width, height)
+        grid.grid = [cells[index] for index in _sources(move, width, height)]
+        for thing in grid.grid:
+            if not _is_fixed(thing) and thing.cur_pos is not None:
                 thing.cur_pos = place(thing.cur_pos)
         world.update(grid=grid, width=size[0], height=size[1], agent_dir=move.direction(world["agent_dir"]))
         for name, value in world.items():
@@ -227,6 +238,21 @@ class _Cells:
 
 
 _TOP = 1 - 2**-53
+
+
+def _copy_of(thing: Any, memo: dict[int, Any]) -> Any:
+    """Return a copy of an object and of what it contains, known to the memo, in a third of the time of a deep copy."""
+    memo[id(thing)] = twin = copy(thing)
+    if twin.contains is not None:
+        twin.contains = _copy_of(twin.contains, memo)
+    return twin
+
+
+def _is_fixed(thing: Any) -> bool:
+    """Whether a cell is empty or holds what no step changes."""
+    return thing is None or thing.type in _UNCHANGING
+
+
 _UNCHANGING = ("wall", "floor", "goal", "lava")
 _CONSTANT = (
     *("action_space", "actions", "observation_space", "spec", "metadata", "_np_random", "_np_random_seed"),
