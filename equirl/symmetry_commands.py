@@ -198,7 +198,7 @@ def _print_report(name: str, report: Report) -> None:
     rows["evidence"] = f"tier {report.tier}, {TIERS[report.tier]}; {report.interactions:,} environment steps"
     if "error_in_standard_deviations" in numbers:
         rows["largest error"] = f"{numbers['error_in_standard_deviations']['max']:.1e} standard deviations"
-        rows["largest reward error"] = f"{numbers['reward_error']['max']:.1e} of the largest reward"
+        rows["largest reward error"] = f"{numbers['reward_error']['max']:.1e} of a typical reward"
         rows["terminations"] = (
             f"{numbers['terminations_differ']} of {numbers['steps']:,} differ "
             f"(at most {numbers['terminations_differ_at_most']:.2%} at 95%)"

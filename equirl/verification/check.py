@@ -19,7 +19,7 @@ from equirl.verification.judging import RARE, judged, measured, numbers_of, wors
 from equirl.verification.logged import check_log
 from equirl.verification.report import Report
 from equirl.verification.simulators import Simulator, simulator_of
-from equirl.verification.stepping import ON_POLICY, Policy, Stepper
+from equirl.verification.stepping import LAW_STATES, ON_POLICY, Policy, Stepper
 from equirl.verification.tables import broken_pairs, table_of
 from equirl.verification.transitions import Progress, Transitions
 
@@ -31,6 +31,9 @@ CONTROLS = 6
 
 PAIRS = 128
 """Pairs of episodes where states cannot be set."""
+
+DIFFERENT = 0.002
+"""p-value below which laws of episodes count as different."""
 
 UNSEEN = 0.05
 """Share of the entries that images change above which values never seen there make the images none."""
@@ -156,7 +159,13 @@ class _Check:
         self.progress("playing", 0.0)
         stepper = Stepper(simulator, self.symmetry, self.seed)
         states = list(stepper.states(self.states, self.policy))
-        random = stepper.is_random(states)
+        random, unrepeatable = stepper.nature(states)
+        if unrepeatable:
+            self.interactions += stepper.interactions
+            reason = f"{unrepeatable} steps differ though state, action and seed are equal: the state hides something"
+            return self._report("undecidable", 1, reason, {"unrepeatable": unrepeatable}, [], [])
+        if random and not simulator.mirrors_noise:
+            states = [*states[: min(self.states, LAW_STATES)], *states[self.states :][:LAW_STATES]]
         self.progress("stepping both sides", 0.2)
         found = stepper.compare(states, random=random)
         self.interactions += stepper.interactions
@@ -169,9 +178,6 @@ class _Check:
                 "rejected",
                 f"no state shows the image of {found.missing:,} of {len(states):,} observations",
             )
-        if found.unrepeatable:
-            verdict = "undecidable"
-            reason = f"{found.unrepeatable} steps differ under equal state, action and seed: the state hides something"
         if self.bounds and verdict == "locally broken":
             verdict, reason = "rejected", f"{reason}; {self.bounds}"
         cost = self._cost(stepper, states) if verdict == "approximate" else {}
@@ -212,11 +218,12 @@ class _Check:
         test = compare_episodes(self.env, self.symmetry, PAIRS, self.seed)
         self.interactions += test.steps
         controls = []
-        for number, (name, claim) in enumerate(islice(self._wrong_claims(), -(-self.control_count // 2))):
-            self.progress("negative controls", (number + 1) / (self.control_count // 2 + 2))
+        count = -(-self.control_count // 2) if test.p_resets >= DIFFERENT else 0
+        for number, (name, claim) in enumerate(islice(self._wrong_claims(), count)):
+            self.progress("negative controls", (number + 1) / (count + 1))
             control = compare_episodes(self.env, claim, PAIRS, self.seed + number + 1)
             self.interactions += control.steps
-            verdict = "rejected" if control.p_value < 0.002 else "undecidable"
+            verdict = "rejected" if control.p_value < DIFFERENT else "undecidable"
             controls.append(
                 {"name": name, "verdict": verdict, "refuted": verdict == "rejected", "difference": control.difference}
             )
@@ -231,13 +238,14 @@ class _Check:
         return self._report(*self._judged_episodes(test, controls), numbers, controls, [])
 
     def _judged_episodes(self, test: Any, controls: list[dict[str, Any]]) -> tuple[str, int, str]:
+        if test.p_resets < DIFFERENT:
+            if test.unseen > UNSEEN:
+                reason = f"{test.unseen:.0%} of what images change lies outside all that was ever seen there"
+                return "rejected", 2, reason
+            return "undecidable", 2, f"the first observations are not symmetric (p = {test.p_resets:.4f})"
         nearest = min((row["difference"] for row in controls), default=0.0)
         against = f"{test.pairs} pairs of episodes; wrong claims differ by {nearest:.2f} standard deviations or more"
-        if test.p_resets < 0.002 and test.unseen > UNSEEN:
-            return "rejected", 2, f"{test.unseen:.0%} of what images change lies outside all that was ever seen there"
-        if test.p_resets < 0.002:
-            return "undecidable", 2, f"the first observations are not symmetric (p = {test.p_resets:.4f}), {against}"
-        if test.p_value >= 0.002:
+        if test.p_value >= DIFFERENT:
             reason = (
                 f"no difference found (p = {test.p_value:.2f}); means differ by at most {test.bound:.2f}, {against}"
             )

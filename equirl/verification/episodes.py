@@ -3,7 +3,7 @@
 In each pair one episode plays random actions a and an independent one plays g a. If the environment and its resets are
 symmetric, the second episode moved back by g has the law of the first, so within pairs the two may be exchanged: the
 sign of every difference may be flipped. Features are observations, rewards and survival at growing times, alone, in
-pairs, and together with the action before. Equal seeds would prove nothing and are not used.
+pairs, and together with the action before and the rewards so far. Equal seeds would prove nothing and are not used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class EpisodeTest:
     steps: int
     p_resets: float  # of equal laws of the first observation
     p_value: float  # of equal laws of all features
-    difference: float  # root mean square of the features' mean differences beyond chance, in standard deviations
+    difference: float  # the largest mean difference of a feature, in standard deviations
     bound: float  # 95% upper bound of the largest mean difference, in standard deviations
     unseen: float  # share of what images change that leaves the range of values ever seen there
 
@@ -75,11 +75,9 @@ def compare_episodes(env: gym.Env[Any, Any], symmetry: Symmetry, pairs: int, see
     resets, all_features = np.stack(first), np.concatenate([np.stack(first), np.stack(rest)], axis=1)
     p_resets, _ = sign_flip_p_value(resets, rng)
     p_all, z = sign_flip_p_value(all_features, rng)
-    used = all_features.std(0) > 0
-    excess = (z[used] ** 2 - 1).mean() / pairs if used.any() else 0.0
-    largest = (np.abs(z).max() + 1.96) / np.sqrt(pairs)
-    apart = float(np.sqrt(max(excess, 0.0)))
-    return EpisodeTest(pairs, steps, p_resets, p_all, apart, float(largest), _unseen(env, seen, shown))
+    largest = float(np.abs(z).max())
+    apart, bound = largest / np.sqrt(pairs), (largest + 1.96) / np.sqrt(pairs)
+    return EpisodeTest(pairs, steps, p_resets, p_all, float(apart), float(bound), _unseen(env, seen, shown))
 
 
 def _unseen(env: gym.Env[Any, Any], move: Mover, shown: list[tuple[int, list[Any]]]) -> float:
@@ -122,7 +120,7 @@ def _features(
             parts.append(np.outer(seen, seen)[np.triu_indices(len(seen))])
         if t:
             before = _centred(env.action_space, actions[t - 1])
-            parts += [np.outer(before, seen).ravel(), np.array([rewards[t], alive[t]]), before * rewards[t]]
+            parts += [np.outer(before, seen).ravel(), rewards[t] * seen, np.array([rewards[t], alive[t]]), before * rewards[t]]
         found.append(np.concatenate(parts))
     return found
 

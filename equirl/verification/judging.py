@@ -56,7 +56,8 @@ def measured(found: Comparisons, precision: float) -> Errors:
 
     A dimension's unit is its standard deviation over the steps where rounding is in question, and its root mean square
     change a step, if that is smaller, where another motion is: a position that moves by a thousandth of its range would
-    hide a velocity of the wrong sign. Pictures are measured as a whole, by mean absolute values.
+    hide a velocity of the wrong sign. Rewards are measured by their root mean square, pictures as a whole by mean
+    absolute values.
 
     Args:
         found: the comparisons.
@@ -69,8 +70,8 @@ def measured(found: Comparisons, precision: float) -> Errors:
         return Errors([], none, none, none, never, never, tolerance, 1.0)
     in_law = np.array([row.laws is not None for row in rows])
     rewards = np.array([row.rewards for row in rows])
-    largest = max(float(np.abs(rewards).max()), 1e-12)
-    reward = np.where(in_law, 0.0, np.abs(rewards[:, 0] - rewards[:, 1]) / largest)
+    typical = float(np.sqrt((rewards**2).mean())) or 1.0
+    reward = np.where(in_law, 0.0, np.abs(rewards[:, 0] - rewards[:, 1]) / typical)
     termination = ~in_law & np.array([row.terminated[0] != row.terminated[1] for row in rows])
     rounding, error = reward, reward
     for part in range(len(rows[0].now)):

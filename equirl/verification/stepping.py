@@ -31,6 +31,9 @@ DRAWS = 32
 
 PERMUTATIONS = 999
 
+LAW_STATES = 400
+"""States of play, and as many far from it, whose laws are compared at most."""
+
 
 @dataclass
 class Comparison:
@@ -52,8 +55,6 @@ class Comparisons:
     """Every comparison of one claim, and what the environment itself was found to be."""
 
     rows: list[Comparison] = field(default_factory=list)
-    random: bool = False  # steps draw random numbers
-    unrepeatable: int = 0  # steps that differed though state, action and seed were equal
     missing: int = 0  # states without a known image
     interactions: int = 0
 
@@ -67,6 +68,7 @@ class Stepper:
         self.action = Mover(symmetry.action, simulator.env.action_space)
         self.rng = np.random.default_rng(seed)
         self.interactions = 0
+        self.labels = permuted_labels(DRAWS, PERMUTATIONS, self.rng)  # the same for all states, so that they add up
 
     def states(self, count: int, policy: Policy | None = None) -> Iterator[tuple[str, Any]]:
         """Yield states met by a policy (by random play without one) and, as many, states far from it."""
@@ -90,14 +92,15 @@ class Stepper:
                 return
             yield BROAD, scattered
 
-    def is_random(self, states: list[tuple[str, Any]]) -> bool:
-        """Whether the same state and action give different outcomes under different seeds."""
+    def nature(self, states: list[tuple[str, Any]]) -> tuple[bool, int]:
+        """Return whether steps are random, and how many differed though state, action and seed were equal."""
+        random, unrepeatable = False, 0
         for _, state in states[:: max(1, len(states) // 100)]:
-            action = self.simulator.env.action_space.sample()
-            first = self._step(state, action, self._seed())
-            if any(not same(first, self._step(state, action, self._seed())) for _ in range(3)):
-                return True
-        return False
+            action, seed = self.simulator.env.action_space.sample(), self._seed()
+            first = self._step(state, action, seed)
+            unrepeatable += not same(first, self._step(state, action, seed))
+            random = random or any(not same(first, self._step(state, action, self._seed())) for _ in range(3))
+        return random, unrepeatable
 
     def compare(
         self, states: list[tuple[str, Any]], move_action: ActionMap | None = None, random: bool = False
@@ -109,7 +112,7 @@ class Stepper:
             move_action: in place of the claim's own map of actions, for negative controls.
             random: whether steps draw random numbers.
         """
-        found = Comparisons(random=random)
+        found = Comparisons()
         move = move_action or self.action
         elements = [g for g in range(len(self.symmetry.group)) if not self._does_nothing(g)]
         before = self.interactions
@@ -133,8 +136,6 @@ class Stepper:
                 left._replace(observation=self.observation(g, left.observation)),
                 self._step(image, move(g, action), seed, g),
             )
-            if number % 20 == 0 and not same(left, self._step(state, action, seed)):
-                found.unrepeatable += 1
         found.interactions = self.interactions - before
         return found
 
@@ -177,7 +178,7 @@ class Stepper:
         self._note(row, sides[0][0], sides[1][0])
         if len(sides[0]) == DRAWS:
             distances = _distances(outcomes)
-            row.laws = energy(distances, permuted_labels(DRAWS, PERMUTATIONS, self.rng))
+            row.laws = energy(distances, self.labels)
 
     @staticmethod
     def _note(row: Comparison, left: Outcome, right: Outcome) -> None:
