@@ -151,6 +151,20 @@ def test_a_world_that_is_written_back_goes_on_bit_for_bit(name: str) -> None:
         assert same(sim.observe(state), sim.observe(sim.moved(state, IDENTITY)))
 
 
+def test_later_steps_do_not_change_a_world_that_was_read() -> None:
+    from minigrid.core.world_object import Box, Key
+
+    sim = simulator("MiniGrid-Empty-8x8-v0")
+    sim.env.unwrapped.put_obj(Box("red", contains=Key("blue")), *sim.env.unwrapped.front_pos)
+    state = sim.read()
+    box = next(thing for thing in state.world["grid"].grid if thing is not None and thing.type == "box")
+    sim.write(state)
+    for action in (5, 3):  # toggle, pickup
+        sim.env.step(action)
+    assert sim.env.unwrapped.carrying.type == "key"
+    assert (box.contains.type, box.contains.cur_pos) == ("key", None)
+
+
 def test_observing_a_world_leaves_the_environment_where_it_is() -> None:
     sim = simulator("MiniGrid-DoorKey-6x6-v0")
     before = sim.env.unwrapped.gen_obs()["image"]
