@@ -109,6 +109,10 @@ class _Check:
         self.interactions = 0
 
     def report(self) -> Report:
+        if all(self.symmetry.observation.is_identity(g) for g in range(len(self.symmetry.group))):
+            return self._report(
+                "exact", 0, "no element moves observations or actions: there is nothing to check", {}, [], []
+            )
         table = table_of(self.env)
         if table is not None:
             return self._by_table(table)

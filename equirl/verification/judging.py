@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 BROKEN = 0.2
 """Error, in typical changes a step, above which a step counts as another one altogether."""
 
-APPROXIMATE = 0.1
+APPROXIMATE = 0.02
 """Largest 99th percentile of the errors of a symmetry that holds approximately, in typical changes a step."""
 
 RARE, LOCAL = 0.01, 0.25
@@ -64,10 +64,11 @@ def measured(found: Comparisons, precision: float) -> Errors:
         precision: rounding of the environment's arithmetic, relative; at 0 every difference is another step.
     """
     rows = [row for row in found.rows if row.then]
-    tolerance = max(1e-6, 1000 * precision)
     if not rows:
         none, never = np.zeros(0), np.zeros(0, np.bool_)
-        return Errors([], none, none, none, never, never, tolerance, 1.0)
+        return Errors([], none, none, none, never, never, 0.0, 1.0)
+    single = any(pair[0].dtype == np.float32 for pair in rows[0].then)
+    tolerance = max(1e-6 if single else 1e-8, 1000 * precision)
     in_law = np.array([row.laws is not None for row in rows])
     rewards = np.array([row.rewards for row in rows])
     typical = float(np.sqrt((rewards**2).mean())) or 1.0
@@ -155,6 +156,8 @@ def judged(errors: Errors, random: bool) -> tuple[str, str]:
             "locally broken",
             f"exact in {exact_met:,} of {met:,} states of play, broken in {far_broken:,} of {far:,} far from it",
         )
+    if broken <= RARE * total:
+        return "rejected", f"1% of errors exceed {p99:.1e} of a step's change, more than {APPROXIMATE} on {seen}"
     low, high = clopper_pearson(broken, total)
     return "rejected", f"{broken:,} of {total:,} steps break it (95% interval {low:.1%} to {high:.1%}; {seen})"
 

@@ -44,6 +44,21 @@ class Report:
         """Whether the symmetry may be used: exact, exact in law or approximate."""
         return self.verdict in VERDICTS[:3]
 
+    @property
+    def error(self) -> float:
+        """How far the claim is off: in 99% of steps at most so many typical changes a step, where states were stepped.
+
+        Of a table the share of pairs that break it; of episodes the largest mean difference in standard deviations; of
+        a log how much worse images of transitions fit.
+        """
+        if "pairs" in self.numbers and "broken" in self.numbers:
+            return float(self.numbers["broken"] / max(self.numbers["pairs"], 1))
+        if "error" in self.numbers:
+            return float(self.numbers["error"]["p99"])
+        if "difference" in self.numbers:
+            return float(self.numbers["difference"])
+        return max(self.numbers.get("ratio", {}).values(), default=1.0) - 1.0
+
     def to_data(self) -> dict[str, Any]:
         """Return the report as plain JSON data."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
