@@ -44,6 +44,7 @@ class Steps:
         if len(seen.shape or ()) != 1 or not isinstance(seen, spaces.Box | spaces.MultiBinary):
             raise UserError(f"observation space {seen}: expected vectors of numbers, a Box with one axis")
         self.discrete = isinstance(done, spaces.Discrete)
+        self.choices = int(done.n) if isinstance(done, spaces.Discrete) else None
         if not self.discrete and len(done.shape or ()) != 1:
             raise UserError(f"action space {done}: expected Discrete, or a vector of numbers")
         entries = seen.shape[0] + (0 if self.discrete else done.shape[0])  # type: ignore[index]
@@ -124,66 +125,76 @@ class Dynamics:
     """A model of one step: (observation, action) -> targets as in `Steps`, rare jumps capped.
 
     Args:
-        steps: what is fitted.
-        rows: which of the rows, as a mask.
+        inputs: observations, (N, d).
+        actions: (N,) integers from 0, or (N, k).
+        targets: (N, d + 2).
+        choices: how many values a Discrete action has, None for a vector.
         seed: of the random features.
+        caps: beyond what jumps are cut off; by default five times the bulk of each target.
 
     >>> import gymnasium as gym
     >>> steps = Steps(Transitions.record(gym.make("CartPole-v1"), 1000))
-    >>> model = Dynamics(steps, np.arange(1000) < 800)
+    >>> model = Dynamics(steps.inputs[:800], steps.actions[:800], steps.targets[:800], steps.choices)
     >>> error = model.capped(steps.targets) - model(steps.inputs, steps.actions)
     >>> bool(np.abs(error[800:, :4]).max() < 0.05)
     True
     """
 
-    def __init__(self, steps: Steps, rows: Array, seed: int = 0) -> None:
-        inputs, actions, targets = steps.inputs[rows], steps.actions[rows], steps.targets[rows]
-        size = np.abs(targets)
-        bulk, most = np.quantile(size, 0.9, axis=0), size.max(0)
-        # Contacts and crashes would drown all else; what does nothing but jump is kept as it is.
-        self.caps = np.where(bulk > 0.02 * most, np.minimum(5 * bulk, most), most)
-        self.discrete = steps.discrete
+    def __init__(
+        self, inputs: Array, actions: Array, targets: Array, choices: int | None, seed: int = 0, caps: Any = None
+    ) -> None:
+        self.caps = caps_of(targets) if caps is None else caps
+        self.discrete = choices is not None
         capped = self.capped(targets)
-        if self.discrete:
-            self.features = Features(inputs, seed)
-            values = self.features(inputs)
-            count = int(steps.transitions.action_space.n)  # type: ignore[attr-defined]
-            masks = [actions == action for action in range(count)]
-            self.known = np.array([bool(mask.sum() >= 20) for mask in masks])
-            self.weights = np.stack(
-                [
-                    Ridge(values[mask], capped[mask], self.features.ends).weights
-                    if known
-                    else np.zeros((values.shape[1], capped.shape[1]))
-                    for mask, known in zip(masks, self.known, strict=True)
-                ]
-            )
-        else:
-            joined = np.column_stack([inputs, actions])
-            self.features = Features(joined, seed)
-            self.weights = Ridge(self.features(joined), capped, self.features.ends).weights[None]
-        errors = capped - self(inputs, actions)
-        self.spread = np.where(most > 0, capped.std(0), 0.0)
-        self.open = np.sqrt((errors**2).mean(0))
+        joined = inputs if choices is not None else np.column_stack([inputs, actions])
+        self.features = Features(joined, seed)
+        values = self.features(joined)
+        self.known = np.bincount(actions, minlength=choices) >= 20 if choices is not None else np.ones(1, np.bool_)
+        self.weights = np.zeros((choices or 1, values.shape[1], capped.shape[1]))
+        for action in np.flatnonzero(self.known):
+            rows = actions == action if self.discrete else slice(None)
+            self.weights[action] = Ridge(values[rows], capped[rows], self.features.ends).weights
+        self.spread = capped.std(0)
+        self.open = np.sqrt(((capped - self(inputs, actions)) ** 2).mean(0))
 
     def capped(self, targets: Array) -> Array:
-        """Return targets with jumps beyond five times the bulk cut off."""
-        return np.clip(targets, -self.caps, self.caps)
+        """Return targets with rare jumps cut off, and after them, where there are such jumps, the small changes."""
+        more = len(self.caps) - targets.shape[-1]
+        return self.clipped(np.concatenate([targets, targets[..., :more]], axis=-1))
+
+    def clipped(self, guesses: Array) -> Array:
+        """Return guesses within what targets may be."""
+        found: Array = np.clip(guesses, -self.caps, self.caps)
+        return found
 
     def __call__(self, inputs: Array, actions: Array) -> Array:
         """Return what is expected of a step, (N, targets)."""
         if not self.discrete:
-            return self.capped(self.features(np.column_stack([inputs, actions])) @ self.weights[0])
+            return self.clipped(self.features(np.column_stack([inputs, actions])) @ self.weights[0])
         values = self.features(inputs)
         guess = np.empty((len(inputs), self.weights.shape[2]))
         for action in np.unique(actions):
             mask = actions == action
             guess[mask] = values[mask] @ self.weights[action]
-        return self.capped(guess)
+        return self.clipped(guess)
 
     def every(self, inputs: Array) -> Array:
         """Return what is expected of each Discrete action, (actions, N, targets)."""
-        return self.capped(self.features(inputs) @ self.weights)
+        return self.clipped(self.features(inputs) @ self.weights)
+
+
+def caps_of(targets: Array) -> Array:
+    """Return beyond what each target is cut off, (d + 2,) or, where changes jump (contacts, crashes), (d + 2 + d,).
+
+    Jumps would drown all else, so changes are then targets twice: cut off where they are rare, and where they are not
+    small. What does nothing but jump is kept as it is.
+    """
+    size = np.abs(targets)
+    small, bulk, most = np.quantile(size, 0.8, axis=0), np.quantile(size, 0.9, axis=0), size.max(0)
+    caps = np.where(bulk > 0.02 * most, np.minimum(5 * bulk, most), most)
+    heavy = (small > 0) & (most > 10 * small)
+    found: Array = np.concatenate([caps, 2 * small[:-2]]) if heavy[:-2].any() else caps
+    return found
 
 
 class Relations:
