@@ -129,6 +129,9 @@ class AleSimulator(Simulator[ALEState]):
     other games it is None. The coins are part of the state and pictures do not depend on them, so a state and its image
     meet the same ones. Every state counts as if NOOP had been pressed last.
 
+    An image is as good as the game allows. The ball flies on exactly; the own paddle ends up to a pixel off, since
+    games round up; Pong's opponent drifts, since it aims ten rows off where its mirror image would.
+
     The console draws while it computes, so a memory has no picture yet: `observe` shows the state one frame of NOOP
     later. That frame's own dynamics are thereby part of what is compared.
 
@@ -140,7 +143,6 @@ class AleSimulator(Simulator[ALEState]):
     (210, 160, 3)
     """
 
-    precision = 0.0
     mirrors_noise = True
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:

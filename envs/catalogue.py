@@ -196,7 +196,7 @@ ENTRIES: tuple[Entry, ...] = (
         "ALE/Pong-v5",
         (("flip_y", _swaps(6, "2-3 4-5")),),
         "approximate",
-        "mirror up-down, RIGHT is up; the opponent aims 5 rows off; background differs by 0%",
+        "mirror up-down, RIGHT is up; the opponent aims 10 rows off; background differs by 0%",
         wrapper="equirl.envs.atari.PongFrame",
     ),
     Entry(

@@ -84,6 +84,31 @@ def test_the_symmetry_fits_the_wrapped_game(entry: Entry) -> None:
     entry.symmetry.fitted(env.observation_space).check_spaces(env.observation_space, env.action_space)
 
 
+@pytest.mark.parametrize(("game", "one"), [("Seaquest", "RIGHT"), ("Seaquest", "DOWNRIGHT"), ("Asterix", "RIGHT")])
+def test_mirrored_actions_move_the_player_to_either_side_of_where_it_would_stay(game: str, one: str) -> None:
+    env: Any = GameFrame(gym.make(f"ALE/{game}-v5", obs_type="grayscale", repeat_action_probability=0.0), noop_max=0)
+    env.reset(seed=0)
+    for _ in range(75):
+        env.step(0)
+    ale, start = env.unwrapped.ale, env.unwrapped.ale.cloneSystemState()
+    meanings = env.unwrapped.get_action_meanings()
+
+    def held(action: int) -> np.ndarray:
+        ale.restoreSystemState(start)
+        for _ in range(8):
+            observation = env.step(action)[0]
+        return observation[..., 0].astype(float)
+
+    action = meanings.index(one)
+    still = held(0)
+    right, left = (
+        np.argwhere(np.abs(held(a) - still) > 8).mean(axis=0)
+        for a in (action, mirrored_actions(meanings, "left-right")[action])
+    )
+    assert right[1] > left[1] + 10
+    assert abs(right[0] - left[0]) < 1
+
+
 def test_half_a_turn_of_asteroids_leaves_the_buttons_alone() -> None:
     [entry] = [entry for entry in ATARI if "Asteroids" in entry.env_id]
     action = entry.symmetry.action

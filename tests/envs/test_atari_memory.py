@@ -42,22 +42,22 @@ def test_an_atari_game_has_this_simulator() -> None:
     assert simulator_of(PongFrame(gym.make("ALE/Pong-v5"))) is None  # counting lives is a memory outside the console
 
 
-@pytest.mark.parametrize("game", ["Pong", "Breakout", "MsPacman"])
+@pytest.mark.parametrize("game", ["Pong", "Breakout"])
 def test_a_state_gives_the_same_step_again_whatever_was_pressed_before(game: str) -> None:
     sim = simulator(game)
-    sim.reset(0)
-    for action in [*[0] * 70, 2, 3, 2, 2, 3]:  # MsPacman plays a tune first
-        sim.env.step(action)
-    state = sim.read()
-    first = sim.step(state, 2, 0)
-    for pressed in (3, 2, 3):
-        for _ in range(5):
-            sim.env.step(pressed)
-        again = sim.step(state, 2, 1)
-        np.testing.assert_array_equal(again.observation, first.observation)
-        assert again[1:] == first[1:]
-    np.testing.assert_array_equal(sim.observe(state), sim.observe(state))
-    assert not np.array_equal(sim.step(state, 3, 0).observation, first.observation)
+    different = []
+    for state in states(sim, 12):  # in some of them the coin says to repeat the last button
+        outcomes = []
+        for pressed in (0, 2, 3):
+            for _ in range(5):
+                sim.env.step(pressed)
+            outcomes.append(sim.step(state, 2, pressed))
+        for again in outcomes[1:]:
+            np.testing.assert_array_equal(again.observation, outcomes[0].observation)
+            assert again[1:] == outcomes[0][1:]
+        np.testing.assert_array_equal(sim.observe(state), sim.observe(state))
+        different.append(not np.array_equal(sim.step(state, 3, 0).observation, outcomes[0].observation))
+    assert any(different)
 
 
 @pytest.mark.parametrize(("game", "paddle"), [("pong", [51, 60]), ("breakout", [70, 72])])
