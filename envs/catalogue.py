@@ -221,7 +221,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     _atari(
         "Asteroids",
-        "mirror left-right and up-down, both swap the turns; background differs by 0%",
+        "mirror left-right and up-down, both swap the turns; speeds differ by 2%; background differs by 0%",
         ("flip_x", _swaps(14, "3-4 6-7 9-10 12-13")),
         ("flip_y", _swaps(14, "3-4 6-7 9-10 12-13")),
     ),
