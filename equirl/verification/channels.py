@@ -10,15 +10,28 @@ from numpy.typing import NDArray
 from equirl.verification.patches import Floats, Ints, moved_places
 from equirl.verification.pixels import Pictures
 
+Planes = list[dict[Any, tuple[Floats, float]]]
+"""For each channel and value: how often each place shows it, (H * W,), and how often it comes to a place, per step."""
 
-def compatible_channels(pictures: Pictures, grid: str, most: int = 64) -> list[tuple[int, ...]]:
+
+def planes_of(pictures: Pictures) -> Planes:
+    """Return where and how often each channel shows each value but its most common one."""
+    return [_planes(pictures, channel) for channel in range(pictures.values.shape[1])]
+
+
+def compatible_channels(pictures: Pictures, planes: Planes, grid: str, most: int = 64) -> list[tuple[int, ...]]:
     """Return permutations of channels under which a grid map takes what is shown where to what is shown where.
 
     Each value but a channel's most common one must be shown about as often (within a factor of 2) and change about as
     often (3) in both channels, at places that overlap after the map: by 30%, or wholly if it never moves. A channel
     that shows one value alone stays as it is. The identity is first, and there are at most `most`.
+
+    Args:
+        pictures: the log.
+        planes: what `planes_of` returns for it.
+        grid: name of the grid map.
+        most: how many permutations are enough.
     """
-    planes = [_planes(pictures, channel) for channel in range(pictures.values.shape[1])]
     target = moved_places(grid, pictures.shape)[:-1]
     slack = 20 / len(pictures.before)
     fits = np.array([[_fits(one, other, target, slack) for other in planes] for one in planes])
@@ -27,12 +40,7 @@ def compatible_channels(pictures: Pictures, grid: str, most: int = 64) -> list[t
     return _permutations(fits | np.diag(constant), most)
 
 
-Plane = tuple[Floats, float]
-"""How often each place shows a value, (H * W,), and how often the value comes to a place, per step."""
-
-
-def _planes(pictures: Pictures, channel: int) -> dict[Any, Plane]:
-    """Return the planes of a channel by value, but for the most common value."""
+def _planes(pictures: Pictures, channel: int) -> dict[Any, tuple[Floats, float]]:
     kinds = pictures.values[:, channel]
     shown = {value: (kinds == value)[pictures.before] for value in np.unique(kinds).tolist()}
     usual = max(shown, key=lambda value: int(shown[value].sum()))
@@ -44,7 +52,9 @@ def _planes(pictures: Pictures, channel: int) -> dict[Any, Plane]:
     return planes
 
 
-def _fits(one: dict[Any, Plane], other: dict[Any, Plane], target: Ints, slack: float) -> bool:
+def _fits(
+    one: dict[Any, tuple[Floats, float]], other: dict[Any, tuple[Floats, float]], target: Ints, slack: float
+) -> bool:
     """Return whether a channel with the planes `one` may become that with the planes `other`."""
     if one.keys() != other.keys():
         return False

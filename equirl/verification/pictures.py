@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from equirl.grids import GRID_MAPS
 from equirl.verification.candidates import Candidate, Shortlist, closed
-from equirl.verification.channels import compatible_channels
+from equirl.verification.channels import compatible_channels, planes_of
 from equirl.verification.patches import Differences, Floats, Ints, Move
 from equirl.verification.pixels import Counted, Pictures, encode, tables_of
 from equirl.verification.transitions import Progress, Transitions
@@ -126,10 +126,11 @@ class _Search:
 
     def _transformations(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         height, width = self.pictures.shape
+        planes = planes_of(self.pictures)
         for grid in GRID_MAPS:
             if grid in _TURNING and height != width:
                 continue
-            for channels in compatible_channels(self.pictures, grid):
+            for channels in compatible_channels(self.pictures, planes, grid):
                 if (grid, channels) != ("identity", self.identity):
                     yield grid, channels
 

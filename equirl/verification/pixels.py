@@ -18,7 +18,7 @@ MOST_SYMBOLS = 200
 MOST_CELLS = 40 * 40
 """Cells of a picture."""
 
-MOST_VALUES = 6_000_000
+MOST_VALUES = 4_000_000
 """Cells of all pictures that are read; later transitions are left out."""
 
 MOST_OUTCOMES = 32
