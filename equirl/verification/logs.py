@@ -190,14 +190,20 @@ class Evidence:
         covered = self.covered(inputs)
         coverage = float(covered.mean())
         places = np.flatnonzero(covered) if 0.1 <= coverage < 0.9 else np.arange(len(inputs))
-        squares = self._squares(inputs[places], actions[places], targets[places])
+        ratios, worst, interval = self.estimate(places, inputs[places], actions[places], targets[places])
+        by_name = {name: float(value) for name, value in zip(self.names, ratios, strict=True)}
+        rise = self.rise(move) if interval[0] <= REFUTED else None
+        return Comparison(float(ratios[worst]), interval, self.names[worst], by_name, coverage, rise)
+
+    def estimate(
+        self, places: Array, inputs: Array, actions: Array, targets: Array
+    ) -> tuple[Array, int, tuple[float, float]]:
+        """Return rho of each target for images of the held-out rows at these places, the worst, and its interval."""
+        squares = self._squares(inputs, actions, targets)
         ratios = self.ratios(squares, places)
         worst = int(ratios.argmax())
         low, high = np.quantile(self._resampled(squares[:, [worst]], places, [worst])[:, 0], [0.025, 0.975])
-        by_name = {name: float(value) for name, value in zip(self.names, ratios, strict=True)}
-        interval = (float(low), float(high))
-        rise = self.rise(move) if low <= REFUTED else None
-        return Comparison(float(ratios[worst]), interval, self.names[worst], by_name, coverage, rise)
+        return ratios, worst, (float(low), float(high))
 
     def rise(self, move: Move) -> float:
         """Return by which factor the residual surely rises when images are learned from too, of the worst target."""

@@ -191,7 +191,7 @@ def caps_of(targets: Array) -> Array:
     """
     size = np.abs(targets)
     small, bulk, most = np.quantile(size, 0.8, axis=0), np.quantile(size, 0.9, axis=0), size.max(0)
-    caps = np.where(bulk > 0.02 * most, np.minimum(5 * bulk, most), most)
+    caps = np.where(small > 0, np.minimum(5 * bulk, most), most)
     heavy = (small > 0) & (most > 10 * small)
     found: Array = np.concatenate([caps, 2 * small[:-2]]) if heavy[:-2].any() else caps
     return found

@@ -132,7 +132,7 @@ class _Search:
             self.notes.append(f"the search ended after {MOST} of more possible maps")
         scored.sort(key=lambda one: one.ratio)
         full = [self._scored(one.entries, one.actions, self.all) for one in scored if one.ratio < 2 * REFUTED]
-        fit = [one for one in full if one.ratio <= REFUTED]
+        fit = [one for one in full if self._fits(one)]
         kept = [one for one in fit[:MOST_LEARNED] if self.evidence.rise(self._move(one)) <= CONTRADICTED]
         if len(fit) > MOST_LEARNED:
             self.notes.append(f"{len(fit)} maps fit, of which the best {MOST_LEARNED} were looked into")
@@ -166,6 +166,13 @@ class _Search:
             return None
         one = self._scored(entries, actions, self.few)
         return self._scored(entries, actions, self.all[:SOME]) if one.ratio < 2 * REFUTED else one
+
+    def _fits(self, one: _Scored) -> bool:
+        """Return whether the ratio is below the limit, or may be, so far as its interval tells."""
+        if one.ratio <= REFUTED or one.ratio > 2 * REFUTED:
+            return one.ratio <= REFUTED
+        moved = self._move(one)(*self.evidence.rows(self.evidence.held[self.all]))
+        return self.evidence.estimate(self.all, *moved)[2][0] <= REFUTED
 
     def _hopeless(self, entries: EntryMap) -> _Scored | None:
         """Return the score of a map that no map of actions can help, by relations or by what happens without action."""
