@@ -219,7 +219,7 @@ def _shares(
             shares = shares * ~_dismissed(at, Differences(*(counted.levels(part)[level] for part in finer)))
         worst = shares.argmax(0)
         for a, b in np.argwhere(shares.max(0) > most):
-            most[a, b], where[a, b] = shares[worst[a, b], a, b], f"{counted.what}, {level} {worst[a, b]}"
+            most[a, b], where[a, b] = shares[worst[a, b], a, b], counted.name(level, int(worst[a, b]))
     return most, where
 
 

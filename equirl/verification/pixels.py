@@ -184,6 +184,15 @@ class Counted:
             levels |= {"row": grid.sum(1), "column": grid.sum(0)}
         return levels
 
+    def name(self, level: str, number: int) -> str:
+        """Return in words where one entry of a level comes from."""
+        if level == "any part":
+            return self.what
+        if level == "part" and self.shape is not None:
+            row, column = divmod(number, self.shape[1])
+            return f"{self.what}, row {row}, column {column}"
+        return f"{self.what}, {'symbol' if level == 'part' else level} {number}"
+
 
 _LOCAL, _ENDS = 0.1, 0.5
 
