@@ -174,8 +174,14 @@ class Evidence:
         return found
 
     def screen(self, places: Array, move: Move) -> Array:
-        """Return rho of each target for images of the held-out rows at these places."""
-        return self.ratios(self._squares(*move(*self.rows(self.held[places]))), places)
+        """Return rho of each target for images of some held-out rows, which may be few.
+
+        The residual of all rows stands below, if larger: few rows may miss all rare events, and their images show one.
+        """
+        squares = self._squares(*move(*self.rows(self.held[places])))
+        own = np.maximum(self.own[places].mean(0), self.own.mean(0))
+        found: Array = np.sqrt((squares.mean(0) + self.floor) / (own + self.floor))
+        return found
 
     def broken(self, inputs: Array) -> Array:
         """Return rho of the relations among the entries of observations alone."""

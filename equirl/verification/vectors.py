@@ -111,7 +111,7 @@ class _Search:
         middle = np.where(np.isfinite(middle) & (np.abs(middle) > 1e-6), middle, 0.0)
         median, spread = np.median(steps.inputs, axis=0), steps.inputs.std(0)
         away = (np.abs(median) > 0.5 * spread) & (spread > 0)
-        logged = np.where(away, [rounded(m, 0.1 * s) for m, s in zip(median, spread, strict=True)], 0.0)
+        logged = np.where(away, [rounded(m, 0.25 * s) for m, s in zip(median, spread, strict=True)], 0.0)
         found = [np.zeros(self.size)]
         for centre in (middle, np.where(middle != 0, middle, logged)):
             if not any(np.allclose(centre, other) for other in found):
