@@ -144,6 +144,7 @@ class AleSimulator(Simulator[ALEState]):
     """
 
     mirrors_noise = True
+    approximate = True
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)

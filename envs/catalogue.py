@@ -31,6 +31,7 @@ class Entry:
     extra: str | None = None  # what installs the environment: pip install equirl[extra]
     variant: str = ""  # told apart where an environment has several entries
     kwargs: dict[str, Any] = field(default_factory=dict)  # of gym.make, under which the symmetry holds
+    same_actions: tuple[int, ...] = ()  # they do the same everywhere, so exchanging them is no error
     source: str = "measured"  # where the verdict comes from
 
     @property
@@ -65,12 +66,15 @@ def _buttons(names: str, swap: str = "") -> list[int]:
     return [names.index(name.translate(str.maketrans(swap, swap[::-1]))) for name in names]
 
 
-def _minatar(game: str, minimal: str, verdict: str, note: str, *flips: tuple[Any, str]) -> Iterator[Entry]:
+def _minatar(
+    game: str, minimal: str, verdict: str, note: str, *flips: tuple[Any, str], idle: str = ""
+) -> Iterator[Entry]:
     """Yield a game's entries: all six actions in -v0, those that the game uses in -v1. A flip swaps two actions."""
     for version, names in enumerate(("nlurdf", minimal)):
         generators = tuple((seen, _buttons(names, swap)) for seen, swap in flips)
         name, wrapper = f"MinAtar/{game}-v{version}", "equirl.envs.minatar.ChannelsFirst"
-        yield Entry(name, generators, verdict, note, wrapper, extra="minatar")
+        same = tuple(a for a, letter in enumerate(names) if letter in idle)
+        yield Entry(name, generators, verdict, note, wrapper, extra="minatar", same_actions=same)
 
 
 _AROUND_CHICKEN = {"grid": "flip_x", "shift": [0, 9]}  # column c of the torus to (8 - c) mod 10
@@ -90,6 +94,7 @@ def _minigrid(name: str) -> Entry:
         "transpose the world, which mirrors the agent's view" + ("; the obstacles move at random" if moving else ""),
         wrapper="equirl.envs.minigrid.ImageAndDirection",
         extra="minigrid",
+        same_actions=(3, 4, 5, 6) if name.startswith("Empty") else (),
     )
 
 
@@ -233,9 +238,24 @@ ENTRIES: tuple[Entry, ...] = (
         ("flip_x", [0, 1, 2]),
         rejected="plain_flip",
     ),
-    *_minatar("Breakout", "nlr", "exact in law", "mirror left-right", ("flip_x", "lr")),
-    *_minatar("Asterix", "nlurd", "exact in law", "mirror left-right and up-down", ("flip_x", "lr"), ("flip_y", "ud")),
-    *_minatar("Freeway", "nud", "exact in law", "mirror left-right about the chicken's column", (_AROUND_CHICKEN, "")),
+    *_minatar("Breakout", "nlr", "exact in law", "mirror left-right", ("flip_x", "lr"), idle="nudf"),
+    *_minatar(
+        "Asterix",
+        "nlurd",
+        "exact in law",
+        "mirror left-right and up-down",
+        ("flip_x", "lr"),
+        ("flip_y", "ud"),
+        idle="nf",
+    ),
+    *_minatar(
+        "Freeway",
+        "nud",
+        "exact in law",
+        "mirror left-right about the chicken's column",
+        (_AROUND_CHICKEN, ""),
+        idle="nlrf",
+    ),
     *_minatar("Seaquest", "nlurdf", "exact in law", "mirror left-right all but gauges", (_NOT_THE_GAUGES, "lr")),
     *_minatar("SpaceInvaders", "nlrf", "locally broken", "mirror left-right; ties shoot left", (_SWAP_MARCH, "lr")),
     Entry(

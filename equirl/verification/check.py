@@ -17,6 +17,7 @@ from equirl.verification.episodes import compare_episodes
 from equirl.verification.guard import Guard
 from equirl.verification.judging import RARE, judged, measured, numbers_of, worst_of
 from equirl.verification.logged import check_log
+from equirl.verification.matched import compare_films, is_large_picture
 from equirl.verification.report import Report
 from equirl.verification.simulators import Simulator, simulator_of
 from equirl.verification.stepping import LAW_STATES, ON_POLICY, Policy, Stepper
@@ -37,6 +38,18 @@ DIFFERENT = 0.002
 
 UNSEEN = 0.05
 """Share of the entries that images change above which values never seen there make the images none."""
+
+NEAR_STATES = 120
+"""States of play, and as many far from it, that are stepped where images are merely near."""
+
+NEAR, FAR = 0.6, 0.9
+"""Error beside that of unmoved actions up to which a claim is approximate, and above which it is refuted."""
+
+FILMS = 32
+"""Pairs of episodes whose large pictures are compared."""
+
+STATIC = 0.05
+"""Share of the median picture's pixels that a symmetry may change."""
 
 LOGGED = 12_000
 """Transitions to fit a model to, where neither states nor episodes decide."""
@@ -118,7 +131,8 @@ class _Check:
             return self._by_table(table)
         simulator = simulator_of(self.env)
         found = self._by_states(simulator) if simulator is not None else None
-        found = found or self._by_episodes()
+        if found is None:
+            found = self._by_films() if is_large_picture(self.env.observation_space) else self._by_episodes()
         return self._by_log() if found.verdict == "undecidable" and found.tier == 2 and self._are_vectors() else found
 
     def _are_vectors(self) -> bool:
@@ -170,6 +184,8 @@ class _Check:
             return self._report("undecidable", 1, reason, {"unrepeatable": unrepeatable}, [], [])
         if random and not simulator.mirrors_noise:
             states = [*states[: min(self.states, LAW_STATES)], *states[self.states :][:LAW_STATES]]
+        if simulator.approximate:
+            return self._beside_unmoved(stepper, states)
         self.progress("stepping both sides", 0.2)
         found = stepper.compare(states, random=random)
         self.interactions += stepper.interactions
@@ -190,6 +206,25 @@ class _Check:
         if self.bounds:
             numbers["bounds"] = self.bounds
         worst = worst_of(errors, self.symmetry.group.names)
+        return self._report(verdict, 1, reason, numbers, controls, worst)
+
+    def _beside_unmoved(self, stepper: Stepper, states: list[tuple[str, Any]]) -> Report | None:
+        """Return the report of tier 1 where images are near states: errors beside those of actions left unmoved."""
+        part = [*states[: self.states][:NEAR_STATES], *states[self.states :][:NEAR_STATES]]
+        self.progress("stepping both sides", 0.2)
+        claimed = measured(stepper.compare(part), 1.0)
+        self.progress("negative controls", 0.6)
+        unmoved = measured(stepper.compare(part, lambda g, action: action), 1.0)
+        self.interactions += stepper.interactions
+        if len(claimed.rows) <= len(part) / 2:
+            return None
+        error, beside = float(claimed.error.mean()), float(unmoved.error.mean())
+        ratio = error / max(beside, 1e-12)
+        reason = f"steps differ by {error:.2f} of a typical change, {ratio:.2f} times as much as with unmoved actions"
+        verdict = "approximate" if ratio <= NEAR else "rejected" if ratio > FAR else "undecidable"
+        numbers = {**numbers_of(claimed), "unmoved_actions_error": beside, "ratio_to_unmoved_actions": ratio}
+        controls = [{"name": "actions left unmoved", "verdict": "rejected", "refuted": ratio <= NEAR}]
+        worst = worst_of(claimed, self.symmetry.group.names)
         return self._report(verdict, 1, reason, numbers, controls, worst)
 
     def _cost(self, stepper: Stepper, states: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -216,6 +251,31 @@ class _Check:
             refuted = verdict in ("rejected", "locally broken", "no state shows it")
             found.append({"name": name, "verdict": verdict, "refuted": refuted})
         return found
+
+    def _by_films(self) -> Report:
+        """Return the report of tier 2 on large pictures."""
+        test = compare_films(self.env, self.symmetry, FILMS, self.seed, self.progress)
+        self.interactions += test.steps
+        static = f"the median picture differs from its image in {test.background:.1%} of pixels"
+        if test.background > STATIC:
+            verdict, reason = "rejected", static
+        elif test.confirms:
+            least = min(test.resemblance.values())
+            verdict, reason = "approximate", f"films under mirrored actions are mirrored (T = {least:.2f}); {static}"
+        else:
+            verdict, reason = "undecidable", f"{static}, but films under mirrored actions do not tell"
+        numbers = {
+            "pairs": test.pairs,
+            "background": test.background,
+            "resemblance": test.resemblance,
+            "resemblance_with_unmoved_actions": test.unmoved,
+            "p_no_resemblance": test.p_values,
+        }
+        controls = [
+            {"name": f"{name}, actions left unmoved", "verdict": "rejected", "refuted": found >= 2 * test.unmoved[name]}
+            for name, found in test.resemblance.items()
+        ]
+        return self._report(verdict, 2, reason, numbers, controls, [])
 
     def _by_episodes(self) -> Report:
         self.progress("episodes under mirrored actions", 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -87,30 +87,48 @@ def wrong_claims(
 
 
 def claims_beside(
-    symmetry: Symmetry, observation_space: gym.Space[Any], action_space: gym.Space[Any], seed: int
+    symmetry: Symmetry,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    seed: int,
+    same_actions: Collection[int] = (),
 ) -> Iterator[tuple[str, Symmetry]]:
-    """Yield the wrong claims that fit the spaces, each with what is wrong about it."""
+    """Yield the wrong claims that fit the spaces, each with what is wrong about it.
+
+    Args:
+        symmetry: the claim to alter.
+        observation_space: that of the environment.
+        action_space: likewise.
+        seed: of what is altered.
+        same_actions: actions known to do the same; a claim that exchanges some of these alone is left out.
+    """
     actions = int(action_space.n) if isinstance(action_space, spaces.Discrete) else None
     for name, claim in wrong_claims(symmetry, np.random.default_rng(seed), actions):
         try:
             claim.check_spaces(observation_space, action_space)
         except UserError:
             continue
-        yield name, claim
+        if not (same_actions and _is_part_of(claim, symmetry, set(same_actions))):
+            yield name, claim
 
 
-def _is_part_of(claim: Symmetry, symmetry: Symmetry) -> bool:
-    """Whether every element of the claim moves observations and actions as one of the symmetry does."""
+def _is_part_of(claim: Symmetry, symmetry: Symmetry, same: Collection[int] = ()) -> bool:
+    """Whether every element of the claim moves observations and actions as one of the symmetry does.
+
+    Actions that do the same count as equal.
+    """
     try:
-        known = {_key(symmetry, g) for g in range(len(symmetry.group))}
-        return all(_key(claim, g) in known for g in range(len(claim.group)))
+        known = {_key(symmetry, g, same) for g in range(len(symmetry.group))}
+        return all(_key(claim, g, same) in known for g in range(len(claim.group)))
     except UserError:
         return False
 
 
-def _key(symmetry: Symmetry, g: int) -> str:
-    size = getattr(symmetry.action, "size", None)
-    return repr((plain_map(symmetry.observation, g), plain_map(symmetry.action, g, size)))
+def _key(symmetry: Symmetry, g: int, same: Collection[int]) -> str:
+    actions = plain_map(symmetry.action, g, getattr(symmetry.action, "size", None))
+    if same:
+        actions["permutation"] = [-1 if a in same else a for a in actions["permutation"]]
+    return repr((plain_map(symmetry.observation, g), actions))
 
 
 def _altered(plain: dict[str, Any], rng: np.random.Generator) -> tuple[str, dict[str, Any]]:

@@ -48,13 +48,16 @@ class Report:
     def error(self) -> float:
         """How far the claim is off: in 99% of steps at most so many typical changes a step, where states were stepped.
 
-        Of a table the share of pairs that break it; of episodes the largest mean difference in standard deviations; of
+        Of a table the share of pairs that break it; of large pictures the share of the background that changes; of
+        episodes the largest mean difference in standard deviations; of
         a log how much worse images of transitions fit.
         """
         if "pairs" in self.numbers and "broken" in self.numbers:
             return float(self.numbers["broken"] / max(self.numbers["pairs"], 1))
         if "error" in self.numbers:
             return float(self.numbers["error"]["p99"])
+        if "background" in self.numbers:
+            return float(self.numbers["background"])
         if "difference" in self.numbers:
             return float(self.numbers["difference"])
         return max(self.numbers.get("ratio", {}).values(), default=1.0) - 1.0

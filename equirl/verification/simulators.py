@@ -44,6 +44,9 @@ class Simulator(ABC, Generic[S]):
     mirrors_noise = False
     """Whether `seed` can mirror the random draws; without, equality of laws is tested on many draws."""
 
+    approximate = False
+    """Whether `image` is merely near the state meant, so that errors are judged beside those of unmoved actions."""
+
     complete = False
     """Whether no state at all shows what `image` finds none for; else it merely knows none."""
 

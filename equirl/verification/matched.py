@@ -1,0 +1,150 @@
+"""Tier 2 for large pictures: do mirrored actions do to the picture what the mirrored picture says.
+
+Games begin as they please, mirrored or not, so equality of laws is the wrong question. Instead A_i is the film of an
+episode under random actions a_i, and B_j that of another under g a_j. Each pixel at each time is centred and scaled
+over episodes. If g is a symmetry of what actions do, g A_i resembles B_i more than the other B_j:
+
+    T = mean_i <g A_i, B_i> - mean_(i != j) <g A_i, B_j>,    with p-values from shuffling j.
+
+The same with actions left unmoved is the control, and g of the median picture the static test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from equirl.symmetry import Symmetry
+from equirl.verification.moving import Mover
+from equirl.verification.transitions import Progress
+
+Floats = NDArray[np.float32]
+
+LARGE = 40
+"""Rows and columns above which a picture is large."""
+
+LENGTH, HOLD, EVERY = 128, 6, 4
+"""Steps of an episode, steps that an action is held, and steps between the frames that are kept."""
+
+_PIXELS = 20
+_DIFFERENT_GREY = 8 / 255  # of the largest value
+
+
+@dataclass(frozen=True)
+class MatchedTest:
+    """What films under matched actions said, element by element where an element moves actions."""
+
+    pairs: int
+    steps: int
+    resemblance: dict[str, float]  # T
+    unmoved: dict[str, float]  # T with actions left as they are
+    p_values: dict[str, float]  # of T = 0
+    background: float  # share of pixels of the median picture that an element changes
+
+    @property
+    def confirms(self) -> bool:
+        """Whether every element that moves actions is seen in the films, and its control is not as well."""
+        return bool(self.resemblance) and all(
+            self.p_values[name] <= 0.01 and found >= 2 * self.unmoved[name] for name, found in self.resemblance.items()
+        )
+
+
+def is_large_picture(space: gym.Space[Any]) -> bool:
+    """Whether observations are pictures too large to be compared cell by cell."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 3 and sorted(space.shape)[1] > LARGE
+
+
+def compare_films(env: gym.Env[Any, Any], symmetry: Symmetry, pairs: int, seed: int, told: Progress) -> MatchedTest:
+    """Return whether films under mirrored actions are mirrored films.
+
+    Args:
+        env: shows large pictures.
+        symmetry: the claim.
+        pairs: of episodes.
+        seed: of resets, actions and shufflings.
+        told: what is being done, and which fraction of it.
+    """
+    rng = np.random.default_rng(seed)
+    move, action = Mover(symmetry.observation, env.observation_space), Mover(symmetry.action, env.action_space)
+    env.action_space.seed(seed)
+    plans = [[env.action_space.sample() for _ in range(-(-LENGTH // HOLD))] for _ in range(pairs)]
+    elements = [g for g in range(len(symmetry.group)) if not symmetry.action.is_identity(g)]
+    done = steps = 0
+
+    def filmed(moved: Callable[[Any], Any]) -> list[list[Any]]:
+        nonlocal done, steps
+        films = []
+        for plan in plans:
+            film, taken = _film(env, [moved(a) for a in plan], int(rng.integers(2**31)))
+            films.append(film)
+            steps += taken
+            done += 1
+            told("films under mirrored actions", done / (pairs * (2 + len(elements))))
+        return films
+
+    first, again = filmed(lambda a: a), filmed(lambda a: a)
+    median = np.median([frame for film in first for frame in film[::8]], axis=0)
+    largest = max(float(np.max(median)), 1.0)
+    background = max(
+        (
+            float((np.abs(move(g, median) - median) > _DIFFERENT_GREY * largest).mean())
+            for g in range(len(symmetry.group))
+        ),
+        default=0.0,
+    )
+    resemblance, unmoved, p_values = {}, {}, {}
+    for g in elements:
+        name = symmetry.group.names[g]
+        mirrored = [[move(g, frame) for frame in film] for film in first]
+        resemblance[name], p_values[name] = _resemblance(mirrored, filmed(lambda a, g=g: action(g, a)), rng)  # type: ignore[misc]
+        unmoved[name], _ = _resemblance(mirrored, again, rng)
+    return MatchedTest(pairs, steps, resemblance, unmoved, p_values, background)
+
+
+def _film(env: gym.Env[Any, Any], plan: list[Any], seed: int) -> tuple[list[Any], int]:
+    """Return every few frames of an episode; one that ended stands still."""
+    frame, _ = env.reset(seed=seed)
+    frames, over, steps = [frame], False, 0
+    for t in range(LENGTH):
+        if not over:
+            frame, _, terminated, truncated, _ = env.step(plan[t // HOLD])
+            over, steps = terminated or truncated, steps + 1
+        if (t + 1) % EVERY == 0:
+            frames.append(frame)
+    return frames, steps
+
+
+def _resemblance(ours: list[list[Any]], theirs: list[list[Any]], rng: np.random.Generator) -> tuple[float, float]:
+    """Return T, and its p-value under shuffled matchings."""
+    left, right = (np.stack([_small(film) for film in films]) for films in (ours, theirs))
+    left, right = left - left.mean(0), right - right.mean(0)
+    spread = np.sqrt(((left**2).mean(0) + (right**2).mean(0)) / 2)
+    used = spread > 1e-3 * max(float(spread.max()), 1e-12)
+    left, right = (np.clip(side[:, used] / spread[used], -3, 3) for side in (left, right))
+    products = left @ right.T / max(int(used.sum()), 1)
+    n = len(products)
+    matched = float(np.trace(products)) / n
+    shuffled = [float(products[np.arange(n), rng.permutation(n)].mean()) for _ in range(999)]
+    others = float(products.sum() - np.trace(products)) / max(n * (n - 1), 1)
+    return matched - others, (1 + sum(value >= matched for value in shuffled)) / 1000
+
+
+def _small(film: list[Any]) -> Floats:
+    """Return a film as one row of numbers, its frames averaged over blocks about their centre."""
+    frames = np.asarray(film, dtype=np.float32)
+    if frames.shape[-1] < frames.shape[1]:
+        frames = np.moveaxis(frames, -1, 1)
+    for axis in (-1, -2):
+        size = frames.shape[axis]
+        block = max(1, size // _PIXELS)
+        kept = size // block * block
+        start = (size - kept) // 2
+        frames = np.moveaxis(frames, axis, -1)[..., start : start + kept]
+        frames = np.moveaxis(frames.reshape(*frames.shape[:-1], -1, block).mean(-1), -1, axis)
+    return frames.reshape(-1)
