@@ -120,7 +120,8 @@ def _features(
             parts.append(np.outer(seen, seen)[np.triu_indices(len(seen))])
         if t:
             before = _centred(env.action_space, actions[t - 1])
-            parts += [np.outer(before, seen).ravel(), rewards[t] * seen, np.array([rewards[t], alive[t]]), before * rewards[t]]
+            parts += [np.outer(before, seen).ravel(), rewards[t] * seen, before * rewards[t]]
+            parts.append(np.array([rewards[t], alive[t]]))
         found.append(np.concatenate(parts))
     return found
 
