@@ -33,7 +33,7 @@ class Cart(gym.Env[Any, Any]):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.now = self.np_random.uniform(-0.5, 0.5, 2) + (0.3 if self.fault == "reset" else 0.0)
+        self.now = self.np_random.uniform(-0.5, 0.5, 2) + (0.15 if self.fault == "reset" else 0.0)
         self.steps = 0
         return self.now.copy(), {}
 
