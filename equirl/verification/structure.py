@@ -23,6 +23,8 @@ Array = NDArray[Any]
 Pair = tuple[Array, Array]
 
 LOOSE = (0.3, 0.1)  # derivatives agree up to this part of the larger, and this part of a standard deviation
+LENIENT = 0.15  # part of the squares of two derivatives by which they may differ; opposite signs give 2
+ENOUGH = 0.05  # by how much derivatives must differ in sum of squares, in variances
 STRONG = (0.25, 0.6, 0.4)  # a derivative of this size, of one sign for this part and as sure as this, fixes signs
 
 
@@ -47,6 +49,11 @@ class EntryMap:
         moved = np.empty_like(values)
         moved[..., self.permutation] = values * self.signs
         return moved
+
+    @property
+    def key(self) -> tuple[float, ...]:
+        """What tells it from others, the centre as far as it matters."""
+        return (*self.permutation, *self.signs, *(self.centre * self.matters))
 
     @property
     def matters(self) -> Array:
@@ -156,14 +163,27 @@ class Structure:
         self.high = np.asarray(space.high, float) if bounded else np.ones(self.size)
 
     def maps(self, most: int) -> Iterator[EntryMap]:
-        """Yield the maps but the identity that contradict nothing, at most so many; `complete` tells if that is all."""
+        """Yield the maps but the identity that contradict nothing, at most so many; `complete` tells if that is all.
+
+        First come those for which the sums of derivatives speak too; a log less symmetric than its environment hides
+        them there, so that all others follow.
+        """
+        first = list(self._maps(most, strict=True))
+        yield from first
+        shown = {one.key for one in first}
+        yield from (one for one in self._maps(most, strict=False) if one.key not in shown)
+
+    def _maps(self, most: int, strict: bool) -> Iterator[EntryMap]:
         nodes = self._nodes()
         fits = self._fits(nodes)
+        apart = self._apart(nodes) if strict else np.zeros(fits.shape)
         start, images, signs = nodes
-        stack: list[tuple[Array, tuple[int, ...]]] = [(np.ones(len(start), np.bool_), ())]
+        stack: list[tuple[Array, Array, tuple[int, ...]]] = [
+            (np.ones(len(start), np.bool_), apart.diagonal() - ENOUGH, ())
+        ]
         found = steps = 0
         while stack and found < most and steps < 20 * most:
-            left, chosen = stack.pop()
+            left, sums, chosen = stack.pop()
             steps += 1
             if len(chosen) == self.size:
                 permutation, sign = np.empty(self.size, np.int64), np.empty(self.size, np.int64)
@@ -179,7 +199,8 @@ class Structure:
             counts[start[list(chosen)]] = len(start) + 1
             entry = int(counts.argmin())  # that with the fewest choices left
             for node in np.flatnonzero(left & (start == entry))[::-1]:
-                stack.append((left & fits[node], (*chosen, int(node))))
+                more = sums + apart[node]
+                stack.append((left & fits[node] & ((more <= 0) | (start == entry)), more, (*chosen, int(node))))
         self.complete = not stack
 
     def _nodes(self) -> tuple[Array, Array, Array]:
@@ -221,6 +242,28 @@ class Structure:
             found[node] &= (start != i) | (np.arange(len(start)) == node)
         both: Array = found & found.T
         return both
+
+    def _apart(self, nodes: tuple[Array, Array, Array]) -> Array:
+        """Return by how much the mean derivatives between the entries of two moves differ after them, less their size.
+
+        Each derivative may be too weak to tell, and yet the sum over all that an entry does, and all that is done to
+        it, exceeds 0 if the map is wrong: a wrong sign gives (2 m)^2, where part of m^2 and the errors are allowed.
+        """
+        slopes = self.slopes
+        start, images, signs = nodes
+        sure = slopes.error < STRONG[2] * slopes.strength
+        mean, error = np.where(sure, slopes.mean, 0.0), np.where(sure, slopes.error, 0.0)
+        found = np.empty((len(start), len(start)))
+        for node, (i, j, sign) in enumerate(zip(*nodes, strict=True)):
+            total = np.zeros(len(start))
+            for before, after in (((i, start), (j, images)), ((start, i), (images, j))):
+                m, n = (mean[(slice(None), *at)] for at in (before, after))
+                noise = error[(slice(None), *before)] + error[(slice(None), *after)]
+                both = sure[(slice(None), *before)] & sure[(slice(None), *after)]
+                total += (both * ((sign * signs * m - n) ** 2 - LENIENT * (m**2 + n**2) - noise**2)).sum(0)
+            total[node] = 0.0  # an entry's hold on itself is near 1 whatever moves it
+            found[node] = total
+        return found
 
 
 def _alike(pair: Pair, error: Array, part: float, floor: Any) -> Array:

@@ -124,12 +124,12 @@ class _Search:
         scored = []
         for number, entries in enumerate(structure.maps(MOST)):
             if progress is not None and number % 50 == 0:
-                progress("scoring candidates", number / MOST)
+                progress("scoring candidates", min(1.0, number / MOST))
             found = self._score(entries)
             if found is not None:
                 scored.append(found)
         if not structure.complete:
-            self.notes.append(f"the search ended after {MOST} of more possible maps")
+            self.notes.append(f"of the maps that a less symmetric log could hide, {MOST} were scored")
         scored.sort(key=lambda one: one.ratio)
         full = [self._scored(one.entries, one.actions, self.all) for one in scored if one.ratio < 2 * REFUTED]
         fit = [one for one in full if self._fits(one)]
@@ -150,11 +150,10 @@ class _Search:
 
     def _score(self, entries: EntryMap) -> _Scored | None:
         """Return the candidate with the actions that suit it best, or None where few rows show that it fails."""
-        key = (*entries.permutation, *entries.signs, *(entries.centre * entries.matters))
-        if key not in self.known:
+        if entries.key not in self.known:
             self.examined += 1
-            self.known[key] = self._fresh(entries)
-        found = self.known[key]
+            self.known[entries.key] = self._fresh(entries)
+        found = self.known[entries.key]
         return None if found is None else self._about(found, entries.centre)
 
     def _fresh(self, entries: EntryMap) -> _Scored | None:
