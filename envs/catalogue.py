@@ -16,7 +16,7 @@ from equirl.errors import unknown
 from equirl.symmetry import Symmetry, register_symmetry, resolve_symmetry
 from equirl.verification.simulators import register_simulator
 
-VERDICTS = ("exact", "exact in law", "approximate", "locally broken", "rejected")
+VERDICTS = ("exact", "exact in law", "approximate", "locally broken", "rejected", "undecidable")
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,8 @@ def entries_of(env_id: str) -> list[Entry]:
 
 def default_entry(env_id: str) -> Entry | None:
     """Return the entry that `auto` stands for: true of the environment as it is made without choosing a variant."""
-    return next((entry for entry in entries_of(env_id) if not entry.variant and not entry.rejected), None)
+    doubtful = ("rejected", "undecidable")
+    return next((e for e in entries_of(env_id) if not e.variant and e.verdict not in doubtful), None)
 
 
 def entry_named(name: str) -> Entry:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium as gym
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,7 @@ from equirl.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from equirl.symmetry import Symmetry
-    from equirl.verification import Report, Transitions
+    from equirl.verification import Discovery, Report, Transitions
 
 Environment = Annotated[str, typer.Argument(help="Gymnasium id, or a name that `equirl symmetries` lists.")]
 Log = Annotated[
@@ -33,44 +34,33 @@ def symmetries(
     as_json: AsJson = False,
 ) -> None:
     """List the catalogue of symmetries, or show what each element of one environment's symmetry does."""
-    from equirl.envs import ENTRIES
-    from equirl.envs.catalogue import entry_named
+    from equirl.envs import ENTRIES, entries_of
     from equirl.symmetry import registered_symmetries, resolve_symmetry
 
     if env is None:
-        listed = {entry.name: entry for entry in ENTRIES}
-        rows: list[dict[str, Any]] = []
-        for name in registered_symmetries():
-            entry, found = listed.get(name), resolve_symmetry(name)
-            rows.append(
-                {
-                    "name": name,
-                    "group": str(found.group),
-                    "order": len(found.group),
-                    "verdict": entry.verdict if entry else "exact" if name == "none" else "declared by its package",
-                    "note": entry.note if entry else "the identity alone, for a plain agent" if name == "none" else "",
-                    "wrapper": entry.wrapper if entry else None,
-                    "extra": entry.extra if entry else None,
-                }
-            )
+        rows = _catalogue()
         if as_json:
             return print_json(rows)
-        table = Table(title="symmetries")
-        for column in ("name", "group", "verdict", "note"):
-            table.add_column(column, overflow="fold")
+        table = Table(box=SIMPLE_HEAD)
+        for column in ("name", "group", "verdict", "error"):
+            table.add_column(column, no_wrap=column != "name", overflow="fold")
         for row in rows:
-            hint = f" (pip install 'equirl\\[{row['extra']}]')" if row["extra"] else ""
-            table.add_row(row["name"], row["group"], row["verdict"], f"{row['note']}{hint}")
+            needs = f" (pip install 'equirl\\[{row['extra']}]')" if row["extra"] else ""
+            error = "" if row["error"] is None else f"{row['error']:.0e}" if row["error"] else "0"
+            table.add_row(f"{row['name']}\n  [dim]{row['note']}{needs}[/dim]", row["group"], row["verdict"], error)
         return Console().print(table)
-    found = resolve_symmetry(env)
+    listed = {entry.name: entry for entry in ENTRIES}
+    others = [entry.name for entry in entries_of(env)]
+    if env not in listed and env not in registered_symmetries() and others:
+        raise UserError(f"{env} has no symmetry without a variant: expected one of {', '.join(others)}")
+    found = listed[env].symmetry if env in listed else resolve_symmetry(env)
     elements = [
         {"element": name, "observation": found.observation.describe(g), "action": found.action.describe(g)}
         for g, name in enumerate(found.group.names)
     ]
     if as_json:
         return print_json({"name": env, "group": str(found.group), "elements": elements, "data": found})
-    known = {entry.name: entry for entry in ENTRIES}
-    table = Table(title=f"{env}: {found.group}" + (f", {entry_named(env).verdict}" if env in known else ""))
+    table = Table(title=f"{env}: {found.group}" + (f", {listed[env].verdict}" if env in listed else ""))
     for column in ("element", "on observations", "on actions"):
         table.add_column(column, overflow="fold")
     for element in elements:
@@ -133,8 +123,28 @@ def discover(
     if as_json:
         print_json(found.to_data())
     else:
-        print(found)
+        _print_discovery(found)
     raise typer.Exit(0 if found.symmetry is not None else 1)
+
+
+def _catalogue() -> list[dict[str, Any]]:
+    """Return a row for every registered symmetry and every claim that the catalogue lists as refuted."""
+    from equirl.envs import ENTRIES
+    from equirl.envs.measured import ERRORS
+    from equirl.symmetry import registered_symmetries, resolve_symmetry
+
+    rows = []
+    for entry in ENTRIES:
+        group = entry.symmetry.group
+        known = {key: getattr(entry, key) for key in ("name", "verdict", "note", "wrapper", "extra", "source")}
+        rows.append({**known, "group": str(group), "order": len(group), "error": ERRORS.get(entry.name)})
+    for name in sorted(set(registered_symmetries()) - {entry.name for entry in ENTRIES}):
+        group = resolve_symmetry(name).group
+        row = {"name": name, "verdict": "declared by its package", "note": "", "wrapper": None, "extra": None}
+        if name == "none":
+            row |= {"verdict": "exact", "note": "the identity alone, for a plain agent"}
+        rows.append({**row, "source": "", "group": str(group), "order": len(group), "error": None})
+    return rows
 
 
 def _made(name: str) -> gym.Env[Any, Any]:
@@ -233,3 +243,37 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(f"{number:.3g}" if isinstance(number, float) else str(number) for number in value)
     return str(value)
+
+
+def _print_discovery(found: Discovery) -> None:
+    """Print the group, the evidence, the candidates, and the symmetry ready to paste."""
+    console = Console()
+    rows = {"group": str(found.symmetry.group) if found.symmetry is not None else "none found"}
+    rows["searched"] = f"{found.examined:,} maps in {found.interactions:,} environment steps, confirming included"
+    if found.report is not None:
+        rows["confirmed"] = f"{found.report.verdict} (tier {found.report.tier}): {found.report.reason}"
+    if found.score is not None and found.next_best is not None:
+        rows["margin"] = f"scores of {found.score:.2f} at most, {found.next_best:.2f} for the next candidate"
+    if found.note:
+        rows["note"] = found.note
+    print_table(found.environment, rows)
+    candidates = [*((c, "found") for c in found.elements), *((c, c.note or "refused") for c in found.refused[:5])]
+    if candidates:
+        table = Table()
+        for column in ("on observations", "on actions", "score", ""):
+            table.add_column(column, overflow="fold")
+        for candidate, note in candidates:
+            maps = (_plain(candidate.observation_map), _plain(candidate.action_map))
+            table.add_row(*maps, f"{candidate.score:.3g}", note)
+        console.print(table)
+    print(found.code())
+
+
+def _plain(value: Any) -> str:
+    """Return a map in plain terms without the parts that do nothing."""
+    if not isinstance(value, dict):
+        return str(value)
+    parts = dict(value)
+    if parts.get("permutation") == list(range(len(parts.get("permutation", ())))) and "signs" in parts:
+        del parts["permutation"]
+    return ", ".join(f"{key} {part}" for key, part in parts.items())
