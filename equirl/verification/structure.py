@@ -68,7 +68,7 @@ class EntryMap:
         if (self.permutation != np.arange(len(self.permutation))).any():
             data["permutation"] = self.permutation.tolist()
         if self.centre.any():
-            data["centre"] = self.centre.tolist()
+            data["centre"] = [float(f"{value:.6g}") for value in self.centre]  # bounds are rounded to float32
         return data
 
 
