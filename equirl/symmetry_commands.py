@@ -223,20 +223,25 @@ def _print_report(name: str, report: Report) -> None:
     for row in report.controls:
         console.print(f"    {row['name']}: {row['verdict']}", highlight=False)
     if report.worst:
-        table = Table(title="states that break it most" if report.verdict != "exact" else "largest errors")
-        for column in ("from", "element", "observation", "action", "error", "rewards", "ends"):
-            table.add_column(column, overflow="fold")
-        for row in report.worst:
-            table.add_row(
-                row["origin"],
-                row["element"],
-                _short(row["observation"]),
-                _short(row["action"]),
-                f"{row['error']:.1e}",
-                " / ".join(f"{reward:.4g}" for reward in row.get("rewards", [])),
-                " / ".join("yes" if over else "no" for over in row.get("terminated", [])),
-            )
-        console.print(table)
+        print("  states that break it most")
+    for row in report.worst[:3]:
+        console.print(f"    {row['origin']}, element {row['element']}, action {_short(row['action'])}", highlight=False)
+        measured = [f"error {row['error']:.1e}"]
+        if "rewards" in row:
+            measured.append("rewards {:.4g} and {:.4g}".format(*row["rewards"]))
+            measured.append("ends {} and {}".format(*("yes" if over else "no" for over in row["terminated"])))
+        print(f"      {', '.join(measured)}")
+        for line in _lines(row["observation"]):
+            print(f"      {line}")
+
+
+def _lines(observation: Any) -> list[str]:
+    """Return an observation in a report as text, pictures row by row."""
+    if not isinstance(observation, dict):
+        return [_short(observation)]
+    if "rows" in observation:
+        return observation["rows"] or [f"a picture of {tuple(observation['shape'])}"]
+    return [f"{key}: {line}" for key, part in observation.items() for line in _lines(part)]
 
 
 def _short(value: Any) -> str:

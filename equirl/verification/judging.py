@@ -207,18 +207,20 @@ def worst_of(errors: Errors, names: tuple[str, ...], count: int = 5) -> list[dic
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON data; a picture as the list of its entries that are not zero would not be read: a text."""
+    """Return a value as JSON data, small pictures as rows of letters."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     array = np.asarray(value)
     if array.ndim > 1:
-        return f"picture {array.shape}: {_drawn(array)}"
+        return {"shape": list(array.shape), "rows": _drawn(array)}
     return np.round(array.astype(np.float64), 5).tolist() if array.dtype.kind == "f" else array.tolist()
 
 
-def _drawn(array: NDArray[Any]) -> str:
-    """Return where a sparse picture is not empty, channel by channel, or its mean where it is dense."""
-    active = np.argwhere(array)
-    if array.ndim != 3 or len(active) > array.size // 4:
-        return f"mean {array.mean():.1f}"
-    return " ".join(f"{c}:({i},{j})" for c, i, j in active.tolist()[:40])
+def _drawn(array: NDArray[Any]) -> list[str]:
+    """Return a small sparse picture as text: the number of the channel that is not 0, + for several, . for none."""
+    if array.ndim != 3 or min(array.shape) > 10 or sorted(array.shape)[1] > 20:
+        return []
+    channels = array if array.shape[0] <= array.shape[-1] else np.moveaxis(array, -1, 0)
+    count, last = (channels != 0).sum(0), len(channels) - 1 - (channels[::-1] != 0).argmax(0)
+    letters = np.where(count == 0, ".", np.where(count > 1, "+", np.char.mod("%d", last)))
+    return ["".join(row) for row in letters]
