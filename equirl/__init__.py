@@ -1,5 +1,7 @@
 """Equivariant reinforcement learning for Gymnasium and Stable-Baselines3."""
 
+from typing import TYPE_CHECKING, Any
+
 from equirl.checks import equivariance_error, greedy_disagreement
 from equirl.errors import UserError
 from equirl.groups import Group, cyclic, dihedral, group_named, symmetric, trivial
@@ -26,6 +28,9 @@ from equirl.symmetrizers import (
 )
 from equirl.symmetry import Symmetry, register_symmetry, registered_symmetries, resolve_symmetry, symmetry_of
 
+if TYPE_CHECKING:
+    from equirl.verification import check_symmetry, discover_symmetries
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -47,8 +52,10 @@ __all__ = [
     "Tokens",
     "Trivial",
     "UserError",
+    "check_symmetry",
     "cyclic",
     "dihedral",
+    "discover_symmetries",
     "equivariance_error",
     "greedy_disagreement",
     "group_named",
@@ -61,3 +68,11 @@ __all__ = [
     "symmetry_of",
     "trivial",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("check_symmetry", "discover_symmetries"):  # their statistics take a second to load
+        from equirl import verification
+
+        return getattr(verification, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
