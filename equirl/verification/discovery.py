@@ -13,8 +13,9 @@ from gymnasium import spaces
 from equirl.errors import UserError
 from equirl.symmetry import Symmetry
 from equirl.verification.candidates import Candidate, Shortlist, closed, generating
+from equirl.verification.guard import name_of
 from equirl.verification.report import Report
-from equirl.verification.transitions import Progress, Transitions, name_of
+from equirl.verification.transitions import Progress, Transitions
 
 
 @dataclass(frozen=True)

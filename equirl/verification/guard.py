@@ -26,7 +26,7 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
-        self.name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        self.name = name_of(env)
         self.steps = 0
         parts = env.observation_space
         for role, space in (
@@ -79,3 +79,12 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
                 f"{where} holds {array[tuple(bad[0])]} at index {bad[0].tolist()} ({len(bad)} of {array.size} entries "
                 "are not finite): expected finite numbers"
             )
+
+
+def name_of(env: gym.Env[Any, Any]) -> str:
+    """Return the id of an environment, or the name of its class where it has none.
+
+    >>> name_of(gym.make("CartPole-v1"))
+    'CartPole-v1'
+    """
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from equirl.errors import UserError
+from equirl.verification.guard import Guard, name_of
 
 Array = NDArray[Any]
 Progress = Callable[[str, float], None]
@@ -139,79 +140,24 @@ class Transitions:
                 an observation or a reward that is NaN, infinite or of another shape than the space says.
         """
         _check_spaces(env, n)
-        return _Recorder(env, seed, policy).record(n, progress)
-
-
-class _Recorder:
-    """Plays one environment and notices what it does wrong."""
-
-    def __init__(self, env: gym.Env[Any, Any], seed: int, policy: Callable[[Any], Any] | None) -> None:
-        self.env, self.seed, self.steps = env, seed, 0
-        self.policy = policy or (lambda _: env.action_space.sample())
-        self.name = name_of(env)
-        env.action_space.seed(seed)
-
-    def record(self, n: int, progress: Progress | None) -> Transitions:
-        seen, done = self.env.observation_space, self.env.action_space
+        guarded = env if isinstance(env, Guard) else Guard(env)
+        seen, done = env.observation_space, env.action_space
+        done.seed(seed)
         before, after = (np.empty((n, *(seen.shape or ())), seen.dtype) for _ in range(2))
         actions = np.empty((n, *(done.shape or ())), done.dtype)
         rewards, terminated, episodes = np.empty(n), np.empty(n, np.bool_), np.empty(n, np.int64)
-        episode, now = 0, self._reset(self.seed)
+        episode, (now, _) = 0, guarded.reset(seed=seed)
         for i in range(n):
             before[i], episodes[i] = now, episode
-            action = self.policy(now)
+            action = policy(now) if policy else done.sample()
             actions[i] = action
-            now, rewards[i], terminated[i], over = self._step(action)
+            now, rewards[i], terminated[i], truncated, _ = guarded.step(action)
             after[i] = now
-            if over and i + 1 < n:
-                episode, now = episode + 1, self._reset(None)
+            if (terminated[i] or truncated) and i + 1 < n:
+                episode, (now, _) = episode + 1, guarded.reset()
             if progress is not None and (i % 500 == 499 or i + 1 == n):
                 progress("playing", (i + 1) / n)
         return Transitions(before, actions, rewards, after, terminated, episodes, seen, done)
-
-    def _reset(self, seed: int | None) -> Array:
-        try:
-            observation, _ = self.env.reset(seed=seed)
-        except Exception as error:
-            raise UserError(
-                f"{self.name}: the environment's reset raised {type(error).__name__}: {error} after {self.steps} steps"
-            ) from error
-        return self._checked(observation)
-
-    def _step(self, action: Any) -> tuple[Array, float, bool, bool]:
-        try:
-            observation, reward, terminated, truncated, _ = self.env.step(action)
-        except Exception as error:
-            raise UserError(
-                f"{self.name}: the environment's step raised {type(error).__name__}: {error} after {self.steps} steps "
-                f"with action {action}"
-            ) from error
-        self.steps += 1
-        if not np.isfinite(float(reward)):
-            raise UserError(f"{self.name}: the reward of step {self.steps} is {reward}: expected a finite number")
-        return self._checked(observation), float(reward), bool(terminated), bool(terminated or truncated)
-
-    def _checked(self, observation: Any) -> Array:
-        array, expected = np.asarray(observation), self.env.observation_space.shape or ()
-        where = f"{self.name}: the observation after {self.steps} steps"
-        if array.dtype.kind not in "biuf" or array.shape != expected:
-            raise UserError(f"{where} has shape {array.shape} and type {array.dtype}: expected numbers of {expected}")
-        if not np.isfinite(array).all():
-            bad = np.argwhere(~np.isfinite(array))
-            raise UserError(
-                f"{where} holds {array[tuple(bad[0])]} at index {bad[0].tolist()} ({len(bad)} of {array.size} entries "
-                "are not finite): expected finite numbers"
-            )
-        return array
-
-
-def name_of(env: gym.Env[Any, Any]) -> str:
-    """Return the id of an environment, or the name of its class where it has none.
-
-    >>> name_of(gym.make("CartPole-v1"))
-    'CartPole-v1'
-    """
-    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
 def _check_spaces(env: gym.Env[Any, Any], n: int) -> None:
