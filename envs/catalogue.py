@@ -32,7 +32,7 @@ class Entry:
     variant: str = ""  # told apart where an environment has several entries
     kwargs: dict[str, Any] = field(default_factory=dict)  # of gym.make, under which the symmetry holds
     same_actions: tuple[int, ...] = ()  # they do the same everywhere, so exchanging them is no error
-    source: str = "measured"  # where the verdict comes from
+    source: str = "measured"  # where the claim comes from
 
     @property
     def name(self) -> str:
@@ -111,9 +111,15 @@ def _swaps(count: int, pairs: str) -> list[int]:
     return permutation
 
 
-def _atari(game: str, note: str, *flips: tuple[Any, list[int]], rejected: str = "") -> Entry:
-    verdict = "rejected" if rejected else "approximate"
-    return Entry(f"ALE/{game}-v5", flips, verdict, note, "equirl.envs.atari_games.GameFrame", variant=rejected)
+def _atari(
+    game: str, note: str, *flips: tuple[Any, list[int]], rejected: str = "", background_only: bool = False
+) -> Entry:
+    verdict = "rejected" if rejected else "undecidable" if background_only else "approximate"
+    source = "the still background alone" if background_only else "measured"
+    if background_only:
+        note += "; play did not tell"
+    wrapper = "equirl.envs.atari_games.GameFrame"
+    return Entry(f"ALE/{game}-v5", flips, verdict, note, wrapper, variant=rejected, source=source)
 
 
 _LANDER = _signs(-1, 1, -1, 1, -1, -1, 1, 1, swap=(6, 7))
@@ -215,20 +221,28 @@ ENTRIES: tuple[Entry, ...] = (
         "SpaceInvaders",
         "mirror left-right; background differs by 2% below the aliens, which begin on the left",
         ("flip_x", _swaps(6, "2-3 4-5")),
+        background_only=True,
     ),
-    _atari("DemonAttack", "mirror left-right; background differs by 0%", ("flip_x", _swaps(6, "2-3 4-5"))),
+    _atari(
+        "DemonAttack",
+        "mirror left-right; background differs by 0%",
+        ("flip_x", _swaps(6, "2-3 4-5")),
+        background_only=True,
+    ),
     _atari("MsPacman", "mirror left-right; background differs by 2%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),
     _atari("Asterix", "mirror left-right; background differs by 0%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),
     _atari(
         "Seaquest",
         "mirror left-right, gauges averaged with their mirror; background differs by 0.3%",
         ("flip_x", _swaps(18, _LEFT_RIGHT)),
+        background_only=True,
     ),
     _atari(
         "Asteroids",
         "mirror left-right and up-down, both swap the turns; speeds differ by 2%; background differs by 0%",
         ("flip_x", _swaps(14, "3-4 6-7 9-10 12-13")),
         ("flip_y", _swaps(14, "3-4 6-7 9-10 12-13")),
+        background_only=True,
     ),
     _atari("Boxing", "mirror up-down; background differs by 0.5%", ("flip_y", _swaps(18, _UP_DOWN))),
     _atari("Enduro", "mirror left-right; background differs by 2%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),

@@ -2,8 +2,10 @@
 
 import os
 import random
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -65,3 +67,26 @@ def data_dir() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"EQUIRL_DATA is {folder!r}, which is no folder")
     return Path(folder)
+
+
+class Said(NamedTuple):
+    """What a command of the command line left."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def equirl(monkeypatch, capsys):
+    """Run the command line here, and return its exit code and what it printed."""
+    from equirl import cli
+
+    def _run(*args: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["equirl", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return Said(int(left.value.code or 0), *capsys.readouterr())
+
+    return _run

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import imageio.v3 as imageio
@@ -24,26 +24,6 @@ QUICK += ["-P", "train_freq:4", "-P", "gradient_steps:1"]
 
 
 NEGATE = "dict(generators=[[dict(signs=[-1, -1, -1, -1])"
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def equirl(monkeypatch, capsys):
-    """Run the command line here, and return its exit code and what it printed."""
-
-    def _run(*args: str | Path) -> Said:
-        monkeypatch.setattr(sys, "argv", ["equirl", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return Said(int(left.value.code or 0), *capsys.readouterr())
-
-    return _run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +49,7 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-def mistake(said: Said, *words: str) -> None:
+def mistake(said: Any, *words: str) -> None:
     """Check that a command ended with one line about a mistake, and nothing else."""
     assert said.code == 2
     assert said.out == ""

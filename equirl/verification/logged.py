@@ -6,8 +6,9 @@ from itertools import islice
 from typing import Any
 
 from equirl.symmetry import Symmetry
-from equirl.verification.controls import claims_beside
+from equirl.verification.controls import claims_beside, plain_map
 from equirl.verification.logs import REFUTED, LogCheck, check_transitions
+from equirl.verification.pictures import discover_pictures
 from equirl.verification.report import Report
 from equirl.verification.transitions import Progress, Transitions
 
@@ -30,7 +31,7 @@ def check_log(
     confirms one only up to the model's resolution, so the best verdict is "approximate".
 
     Args:
-        transitions: the log; observations are vectors.
+        transitions: the log; observations are vectors or small pictures.
         symmetry: the claim.
         seed: of the split into halves and of the model.
         progress: told what is being done, and which fraction of it.
@@ -39,6 +40,8 @@ def check_log(
     """
     claim = symmetry.fitted(transitions.observation_space)
     claim.check_spaces(transitions.observation_space, transitions.action_space)
+    if len(transitions.observation_space.shape or ()) == 3:
+        return _check_pictures(transitions, claim, seed, progress, name, interactions)
     progress("fitting a model to transitions", 0.0)
     found = check_transitions(transitions, claim, seed)
     controls = []
@@ -53,6 +56,41 @@ def check_log(
     if verdict == "approximate" and not any(row["refuted"] for row in controls):
         verdict, reason = "undecidable", f"wrong claims pass as well ({reason})"
     return Report(name, claim, verdict, 3, reason, _numbers(found), tuple(controls), (), interactions)
+
+
+def _check_pictures(
+    transitions: Transitions, claim: Symmetry, seed: int, progress: Progress, name: str, interactions: int
+) -> Report:
+    """Return what a log of small pictures says, by the laws of their patches: the claim's elements among all maps."""
+    found = discover_pictures(transitions, seed=seed, progress=progress)
+    scored = {_turned(candidate.observation_map): candidate for candidate in (*found.refused[::-1], *found.accepted)}
+    accepted = {_turned(candidate.observation_map) for candidate in found.accepted}
+    verdict, reason = "approximate", "every element is among those that the log's patches obey"
+    scores = {}
+    for g, element in enumerate(claim.group.names[1:], 1):
+        seen, done = plain_map(claim.observation, g), plain_map(claim.action, g, getattr(transitions.action_space, "n", None))
+        candidate = scored.get(_turned(seen))
+        if candidate is None or seen.get("fixed") or seen.get("shift"):
+            limits = found.note or "such maps are not compared"
+            verdict, reason = "undecidable", f"element {element}: {limits}"
+            break
+        scores[element] = candidate.score
+        if _turned(seen) not in accepted:
+            verdict, reason = "rejected", f"element {element} is refused: {candidate.note}"
+            break
+        if list(candidate.action_map) != done["permutation"]:
+            verdict = "rejected"
+            reason = f"element {element} moves actions by {done['permutation']}, the log by {candidate.action_map}"
+            break
+    progress("done", 1.0)
+    return Report(name, claim, verdict, 3, reason, {"scores": scores, "rows": len(transitions)}, (), (), interactions)
+
+
+def _turned(plain: Any) -> tuple[str, tuple[int, ...]]:
+    """Return a picture map's name and channels, none where each stays."""
+    plain = {"grid": plain} if isinstance(plain, str) else plain
+    channels = tuple(plain.get("channels", ()))
+    return plain["grid"], () if channels == tuple(range(len(channels))) else channels
 
 
 def _judged(found: LogCheck) -> tuple[str, str]:

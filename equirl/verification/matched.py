@@ -55,7 +55,7 @@ class MatchedTest:
     def confirms(self) -> bool:
         """Whether every element that moves actions is seen in the films, and its control is not as well."""
         return bool(self.resemblance) and all(
-            self.p_values[name] <= SIGNIFICANT and found >= 2 * self.unmoved[name]
+            self.p_values[name] <= SIGNIFICANT and found >= 1.5 * self.unmoved[name]
             for name, found in self.resemblance.items()
         )
 

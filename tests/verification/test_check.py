@@ -210,6 +210,25 @@ def test_logged_transitions_alone():
         check_symmetry(log)
 
 
+@pytest.mark.parametrize(
+    ("generator", "verdict"),
+    [
+        (("rot90", [1, 2, 3, 0]), "approximate"),
+        (("flip_x", [0, 3, 2, 1]), "approximate"),
+        (("flip_x", [0, 1, 2, 3]), "rejected"),
+        (({"grid": "flip_x", "shift": [0, 1]}, [0, 3, 2, 1]), "undecidable"),
+    ],
+)
+def test_logged_pictures_alone(generator, verdict, grid_log):
+    report = check_symmetry(grid_log, {"generators": [generator]})
+    assert (report.verdict, report.tier) == (verdict, 3), report
+
+
+@pytest.fixture(scope="module")
+def grid_log() -> Transitions:
+    return Transitions.record(gym.make("equirl/GridWorld-v0", size=3, n_walls=0), 1500)
+
+
 def test_a_report_is_plain_data_and_one_line():
     report = check_symmetry(Cart("push"), MIRROR, states=100)
     data = json.loads(json.dumps(report.to_data(), allow_nan=False))
