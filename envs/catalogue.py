@@ -235,7 +235,6 @@ ENTRIES: tuple[Entry, ...] = (
         "Seaquest",
         "mirror left-right, gauges averaged with their mirror; background differs by 0.3%",
         ("flip_x", _swaps(18, _LEFT_RIGHT)),
-        background_only=True,
     ),
     _atari(
         "Asteroids",

@@ -138,12 +138,14 @@ def _choose_symmetry(hyperparameters: dict[str, Any], env_id: str, atari: bool) 
         return
     with readable_errors(env_id):
         env = gym.make(env_id, **(keyword_arguments(hyperparameters.get("env_kwargs")) or {}))
-    found = symmetry_of(env)
+    found = None if entries_of(env_id) else symmetry_of(env)
     env.close()
     if found is None and hyperparameters["method"] != "identity":
+        unsure = ", ".join(entry.name for entry in entries_of(env_id) if not entry.rejected)
+        hint = f"; listed, but not chosen by itself: {unsure}" if unsure else ""
         raise UserError(
             f"no known symmetry of {env_id!r}: expected --symmetry with a name that `equirl symmetries` lists, what "
-            f"`equirl discover {env_id}` finds, or --symmetry none --method identity for a plain agent"
+            f"`equirl discover {env_id}` finds, or --symmetry none --method identity for a plain agent{hint}"
         )
     registered = found is not None and found.name in registered_symmetries() and resolve_symmetry(found.name) == found
     hyperparameters["symmetry"] = "none" if found is None else found.name if registered else dict(found)

@@ -147,7 +147,8 @@ def judged(errors: Errors, random: bool) -> tuple[str, str]:
             "exact",
             f"largest error {rounding:.1e} standard deviations on {seen}; broken on at most {bound:.2%} of such states",
         )
-    if broken <= RARE * total and p99 <= APPROXIMATE:
+    inexact = int((~errors.broken & ~errors.exact).sum())
+    if broken <= RARE * total and p99 <= APPROXIMATE and inexact:
         extra = f", {broken} of {total:,} steps apart altogether" if broken else ""
         return "approximate", f"99% of errors are at most {p99:.1e} of a step's change on {seen}{extra}"
     exact_met, _ = errors.share(errors.exact, ON_POLICY)
@@ -156,7 +157,7 @@ def judged(errors: Errors, random: bool) -> tuple[str, str]:
             "locally broken",
             f"exact in {exact_met:,} of {met:,} states of play, broken in {far_broken:,} of {far:,} far from it",
         )
-    if broken <= RARE * total:
+    if broken <= RARE * total and p99 > APPROXIMATE:
         return "rejected", f"1% of errors exceed {p99:.1e} of a step's change, more than {APPROXIMATE} on {seen}"
     low, high = clopper_pearson(broken, total)
     return "rejected", f"{broken:,} of {total:,} steps break it (95% interval {low:.1%} to {high:.1%}; {seen})"

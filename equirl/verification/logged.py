@@ -68,7 +68,8 @@ def _check_pictures(
     verdict, reason = "approximate", "every element is among those that the log's patches obey"
     scores = {}
     for g, element in enumerate(claim.group.names[1:], 1):
-        seen, done = plain_map(claim.observation, g), plain_map(claim.action, g, getattr(transitions.action_space, "n", None))
+        seen = plain_map(claim.observation, g)
+        done = plain_map(claim.action, g, getattr(transitions.action_space, "n", None))
         candidate = scored.get(_turned(seen))
         if candidate is None or seen.get("fixed") or seen.get("shift"):
             limits = found.note or "such maps are not compared"

@@ -6,8 +6,8 @@ over episodes. If g is a symmetry of what actions do, g A_i resembles B_i more t
 
     T = mean_i <g A_i, B_i> - mean_(i != j) <g A_i, B_j>,    with p-values from shuffling j.
 
-The same with actions left unmoved is the control: what actions do is to resemble less there, or the opposite. g of the
-median picture is the static test.
+The same with actions left unmoved is the control: what actions do is to resemble less there, or the opposite. The
+pixels that stand still must be their own image: that is the static test.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ SIGNIFICANT = 0.02
 
 _PIXELS = 20
 _DIFFERENT_GREY = 8 / 255  # of the largest value
+_STILL = 0.8  # share of the frames in which a pixel has its median value, where it counts as background
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class MatchedTest:
     resemblance: dict[str, float]  # T
     unmoved: dict[str, float]  # T with actions left as they are
     p_values: dict[str, float]  # of no resemblance, and of no more than with actions left as they are; the larger
-    background: float  # share of pixels of the median picture that an element changes
+    background: float  # share of the pixels that stand still that an element changes
 
     @property
     def confirms(self) -> bool:
@@ -94,15 +95,7 @@ def compare_films(env: gym.Env[Any, Any], symmetry: Symmetry, pairs: int, seed: 
         return films
 
     first, again = filmed(lambda a: a), filmed(lambda a: a)
-    median = np.median([frame for film in first for frame in film[::8]], axis=0)
-    largest = max(float(np.max(median)), 1.0)
-    background = max(
-        (
-            float((np.abs(move(g, median) - median) > _DIFFERENT_GREY * largest).mean())
-            for g in range(len(symmetry.group))
-        ),
-        default=0.0,
-    )
+    background = max(_background(first, lambda x, g=g: move(g, x)) for g in range(len(symmetry.group)))  # type: ignore[misc]
     resemblance, unmoved, p_values = {}, {}, {}
     for g in elements:
         name = symmetry.group.names[g]
@@ -114,6 +107,17 @@ def compare_films(env: gym.Env[Any, Any], symmetry: Symmetry, pairs: int, seed: 
         _, p_more = _resemblance(claimed - beside, rng)
         p_values[name] = max(p_resembles, p_more)
     return MatchedTest(pairs, steps, resemblance, unmoved, p_values, background)
+
+
+def _background(films: list[list[Any]], move: Callable[[Any], Any]) -> float:
+    """Return which share of the pixels that stand still, as their images do, have images of another grey."""
+    frames = np.stack([frame for film in films for frame in film[::4]])
+    median = np.median(frames, axis=0).astype(frames.dtype)
+    grey = _DIFFERENT_GREY * max(float(median.max()), 1.0)
+    still = np.mean([np.abs(frame.astype(np.float32) - median) <= grey for frame in frames], axis=0) >= _STILL
+    both = still & (move(still.astype(np.uint8)) > 0)
+    differs = np.abs(move(median).astype(np.float32) - median) > grey
+    return float((differs & both).sum() / max(int(both.sum()), 1))
 
 
 def _film(env: gym.Env[Any, Any], plan: list[Any], seed: int) -> tuple[list[Any], int]:

@@ -10,6 +10,9 @@ from equirl.envs.catalogue import Entry
 from equirl.verification import check_symmetry
 from equirl.verification.controls import claims_beside
 
+# Old versions of environments are listed on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+
 MODULE = {"box2d": "Box2D"}  # the others are named as their extra
 CORRUPTED = 10
 
