@@ -62,6 +62,17 @@ def message(*args, **kwargs) -> str:
 # ------------------------------------------------------------------------------------------------------- settings
 
 
+def test_what_the_check_cannot_decide_is_used_by_name_alone():
+    with pytest.raises(UserError, match="not chosen by itself: ALE/SpaceInvaders-v5"):
+        settings_of("dqn", "ALE/SpaceInvaders-v5")
+    settings = settings_of("dqn", "ALE/SpaceInvaders-v5", {"symmetry": "ALE/SpaceInvaders-v5"})
+    assert settings.hyperparameters["env_wrapper"] == "equirl.envs.atari_games.GameFrame"
+    with pytest.raises(UserError, match=r"no known symmetry of 'FrozenLake-v1'.*FrozenLake-v1:symmetric"):
+        settings_of("dqn", "FrozenLake-v1")
+    settings = settings_of("dqn", "FrozenLake-v1", {"symmetry": "FrozenLake-v1:symmetric"})
+    assert settings.hyperparameters["env_kwargs"]["desc"][1] == "FHFH"
+
+
 def test_settings_of_takes_symmetry_and_wrapper_from_the_catalogue():
     settings = settings_of("dqn", "ALE/Pong-v5", {"buffer_size": 100})
     assert settings.hyperparameters["symmetry"] == "ALE/Pong-v5"

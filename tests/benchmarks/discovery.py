@@ -23,22 +23,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from equirl.verification.discovery import search
+from equirl.envs import make_to_check
+from equirl.verification.discovery import discover_symmetries, search
 from equirl.verification.transitions import Transitions
 
 STEPS = 20_000
-COLUMNS = (
-    "entries",
-    "actions",
-    "planted",
-    "found",
-    "as planted",
-    "score",
-    "next best",
-    "maps scored",
-    "seconds",
-    "MiB",
-)
+ENVIRONMENTS = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "Reacher-v5", "equirl/GridWorld-v0")
+ENVIRONMENTS += ("MinAtar/Breakout-v1", "MinAtar/Asterix-v1", "MountainCar-v0", "HalfCheetah-v5")
 
 
 class Planted(gym.Env[Any, Any]):
@@ -132,8 +123,38 @@ def measure(case: tuple[int, int, bool]) -> dict[str, Any]:
     }
 
 
+def search_environment(name: str) -> dict[str, Any]:
+    """Return what a whole discovery, recording and confirming included, finds and costs; in a process of its own."""
+    torch.set_num_threads(1)
+    env = make_to_check(name)
+    started = time.perf_counter()
+    found = discover_symmetries(env, interactions=STEPS)
+    seconds = time.perf_counter() - started
+    return {
+        "environment": name,
+        "found": "none" if found.symmetry is None else str(found.symmetry.group),
+        "confirmed": "" if found.report is None else found.report.verdict,
+        "score": "" if found.score is None else f"{found.score:.2f}",
+        "next best": "" if found.next_best is None else f"{found.next_best:.2f}",
+        "interactions": f"{found.interactions:,}",
+        "seconds": f"{seconds:.1f}",
+    }
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Print rows as a table, and return them as Markdown."""
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=130).print(table)
+    lines = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+    return lines + [f"| {' | '.join(row.values())} |" for row in rows]
+
+
 def main() -> None:
-    """Measure, print the table, write it as Markdown."""
+    """Measure, print the tables, write them as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
@@ -141,25 +162,22 @@ def main() -> None:
     cases += [(8, actions, True) for actions in (2, 8, 16, 32)]
     cases += [(8, -2, True), (16, -8, True), (8, 4, False), (32, 4, False)]
     spawn = multiprocessing.get_context("spawn")
+    jobs = [(measure, case) for case in cases] + [(search_environment, name) for name in ENVIRONMENTS]
     rows = []
-    for case in track(cases, console=Console(stderr=True), description="measuring"):
+    for job, argument in track(jobs, console=Console(stderr=True), description="measuring"):
         with spawn.Pool(1) as pool:
-            rows.append(pool.apply(measure, (case,)))
-    table = Table(title=f"discovery from {STEPS:,} transitions, one core")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*row.values())
-    Console(width=130).print(table)
+            rows.append(pool.apply(job, (argument,)))
     lines = [
-        f"Discovery from {STEPS:,} transitions of random environments with one planted mirror, or none. Seconds are"
-    ]
-    lines += [
-        "of one core, without recording; memory is what the search adds. `python tests/benchmarks/discovery.py`.",
+        f"Discovery from {STEPS:,} transitions, on one core. `python tests/benchmarks/discovery.py`.",
         "",
+        "Random environments with one planted mirror, or none. Seconds are without recording, memory is what is added.",
+        "",
+        *show(f"planted mirrors, {STEPS:,} transitions, one core", rows[: len(cases)]),
+        "",
+        "Whole discoveries, recording and confirming included.",
+        "",
+        *show("environments", rows[len(cases) :]),
     ]
-    lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(row.values())} |" for row in rows]
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
