@@ -159,7 +159,8 @@ def test_a_mistake_is_one_line(args, words, equirl, package, tmp_path, monkeypat
     log.rows(np.arange(50)).save("few.npz")
     log.observations[7, 2] = np.nan
     log.save("nan.npz")
-    np.savez("pickled.npz", **dict.fromkeys(("observations", "actions", "rewards"), np.array([None, {}], dtype=object)))
+    objects = np.array([None, {}], dtype=object)
+    np.savez("pickled.npz", observations=objects, actions=objects, rewards=objects)
     before = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
     said = equirl(*args, *package)
     assert (said.code, said.out) == (2, ""), said

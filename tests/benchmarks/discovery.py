@@ -28,8 +28,10 @@ from equirl.verification.discovery import discover_symmetries, search
 from equirl.verification.transitions import Transitions
 
 STEPS = 20_000
-ENVIRONMENTS = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "Reacher-v5", "equirl/GridWorld-v0")
-ENVIRONMENTS += ("MinAtar/Breakout-v1", "MinAtar/Asterix-v1", "MountainCar-v0", "HalfCheetah-v5")
+ENVIRONMENTS = [
+    *("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "Reacher-v5", "equirl/GridWorld-v0"),
+    *("MinAtar/Breakout-v1", "MinAtar/Asterix-v1", "MountainCar-v0", "HalfCheetah-v5"),
+]
 
 
 class Planted(gym.Env[Any, Any]):

@@ -73,4 +73,5 @@ def test_nothing_is_found_where_nothing_is(name, interactions):
     assert found.symmetry is None, found
     assert found.code() == f"# no symmetry of {found.environment} was found"
     assert found.interactions <= 50_000
+    assert found.next_best is not None
     assert np.isfinite(found.next_best)
