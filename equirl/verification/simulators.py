@@ -187,6 +187,7 @@ _WITHOUT_MEMORY = (
     wrappers.PassiveEnvChecker,
     wrappers.RecordEpisodeStatistics,
 )
+_WITH_MEMORY = (wrappers.DelayObservation, wrappers.NormalizeObservation, wrappers.TimeAwareObservation)
 _SB3_WITHOUT_MEMORY = {  # named, since the core does not import SB3
     f"stable_baselines3.common.atari_wrappers:{name}"
     for name in ("ClipRewardEnv", "FireResetEnv", "MaxAndSkipEnv", "NoopResetEnv")
@@ -215,7 +216,7 @@ def simulator_of(env: gym.Env[Any, Any]) -> Simulator[Any] | None:
     outer: Any = env
     while isinstance(outer, gym.Wrapper):
         remembers = not isinstance(outer, _WITHOUT_MEMORY) and _name(type(outer)) not in _SB3_WITHOUT_MEMORY
-        if remembers and not getattr(type(outer), "stateless", False):
+        if (remembers or isinstance(outer, _WITH_MEMORY)) and not getattr(type(outer), "stateless", False):
             return None
         outer = outer.env
     registered_symmetries()  # the catalogues register simulators too
