@@ -92,15 +92,15 @@ def test_a_package_names_the_simulator_of_its_environments(monkeypatch):
 
 
 def test_observations_pass_the_wrappers_from_the_inside_out():
-    env = wrappers.TransformObservation(Shown(), lambda x: x + 1, None)
-    env = wrappers.TimeLimit(wrappers.TransformObservation(env, lambda x: x * 2, None), 5)
+    inner = wrappers.TransformObservation(Shown(), lambda x: x + 1, None)
+    env = wrappers.TimeLimit(wrappers.TransformObservation(inner, lambda x: x * 2, None), 5)
     assert observed(env, np.array([1.0, 2.0])).tolist() == [4.0, 6.0]
 
 
 def test_scattered_states_fill_the_bounds():
     rng = np.random.default_rng(0)
     space = spaces.Box(np.array([-2, -np.inf, 0], np.float32), np.array([2, np.inf, 1], np.float32))
-    drawn = np.stack([uniform(space, rng) for _ in range(2000)])
+    drawn = np.array([uniform(space, rng) for _ in range(2000)], dtype=np.float64)
     assert drawn[:, 0].min() < -1.9
     assert drawn[:, 0].max() > 1.9
     assert drawn[:, 1].std() == pytest.approx(1, rel=0.1)
