@@ -64,7 +64,7 @@ def test_a_state_kept_as_a_tuple_stays_one():
     ("wrap", "settable"),
     [
         (lambda env: wrappers.TimeLimit(env, 10), True),
-        (lambda env: wrappers.TransformReward(env, lambda r: 2 * r), True),
+        (lambda env: wrappers.TransformReward(env, lambda r: 2 * float(r)), True),
         (lambda env: wrappers.FrameStackObservation(env, 2), False),
         (lambda env: wrappers.DelayObservation(env, 1), False),
         (lambda env: wrappers.TimeAwareObservation(wrappers.TimeLimit(env, 9)), False),
