@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,6 +78,9 @@ def check(
         ),
     ] = None,
     transitions: Log = None,
+    agent: Annotated[
+        str | None, typer.Option("--agent", help="A run folder: its agent's states of play in place of random play's.")
+    ] = None,
     states: Annotated[int, typer.Option("--states", help="States of play to step, and as many far from it.")] = 1000,
     seed: Seed = 0,
     gym_packages: Packages = None,
@@ -91,7 +95,8 @@ def check(
         made, claim = _made(name), _claim(name, symmetry)
         with progress_bar() as progress:
             source = made if transitions is None else _logged(transitions, made)
-            report = check_symmetry(source, claim, states=states, seed=seed, progress=progress)
+            policy = None if agent is None else _policy(agent, made)
+            report = check_symmetry(source, claim, states=states, policy=policy, seed=seed, progress=progress)
         made.close()
     if as_json:
         print_json(report.to_data())
@@ -190,6 +195,20 @@ def _claim(name: str, given: str | None) -> Symmetry:
     if value not in registered_symmetries():
         raise unknown("symmetry", value, sorted({*registered_symmetries(), *entries}))
     return resolve_symmetry(value)
+
+
+def _policy(folder: str, env: gym.Env[Any, Any]) -> Callable[[Any], Any]:
+    """Return how the agent of a run acts on the environment's observations."""
+    from equirl.evaluation import load_agent
+
+    model, _ = load_agent(folder)
+    try:
+        model.predict(env.observation_space.sample(), deterministic=True)
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"agent of {folder} sees {model.observation_space}: expected one of {env.observation_space}, without stacks"
+        ) from None
+    return lambda observation: model.predict(observation, deterministic=True)[0]
 
 
 def _logged(path: Path, env: gym.Env[Any, Any]) -> Transitions:

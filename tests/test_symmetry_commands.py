@@ -109,6 +109,17 @@ def test_logged_transitions_are_judged_alone(equirl, package, tmp_path):
     assert json.loads(said.out)["generators"] == [[{"signs": [-1] * 4}, [1, 0]]]
 
 
+def test_states_of_play_may_be_those_of_an_agent(equirl, tmp_path):
+    quick = ["-n", "60", "-P", "learning_starts:30", "-P", "buffer_size:500", "-P", "policy_kwargs:dict(net_arch=[16])"]
+    quick += ["--eval-episodes", "1", "-P", "train_freq:4", "-P", "gradient_steps:1", "-f", tmp_path]
+    run = json.loads(equirl("train", "--env", "CartPole-v1", *quick, "--json").out)["folder"]
+    said = equirl("check", "CartPole-v1", "--agent", run, "--states", "100", "--json")
+    assert json.loads(said.out)["verdict"] == "exact"
+    said = equirl("check", "Acrobot-v1", "--agent", run)
+    assert (said.code, said.out) == (2, "")
+    assert "expected one of Box" in said.err
+
+
 def test_discover_prints_a_symmetry_ready_to_paste(equirl, package):
     said = equirl("discover", "Line-v0", "-n", "3000", *package)
     assert said.code == 0, said

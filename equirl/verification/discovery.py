@@ -126,6 +126,13 @@ def discover_symmetries(
     supported(source.observation_space, source.action_space)
     if interactions < 1:
         raise UserError(f"interactions {interactions}: expected a positive number")
+    if len(source.observation_space.shape or ()) > 1:
+        from equirl.verification.pixels import unfit
+
+        glimpse = Transitions.record(source, min(interactions, 100), seed)
+        reason = unfit(glimpse)
+        if reason:  # before minutes of play
+            return _discovery(name, Shortlist((), note=reason), len(glimpse), ())
     found = search(Transitions.record(source, interactions, seed, progress=progress), seed, progress)
     if not confirm or not found.accepted:
         return _discovery(name, found, interactions, ())

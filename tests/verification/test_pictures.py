@@ -10,6 +10,7 @@ from gymnasium.spaces import Box, Discrete
 from equirl.envs.gridworld import GridWorldEnv
 from equirl.errors import UserError
 from equirl.grids import GRID_MAPS
+from equirl.verification.discovery import discover_symmetries
 from equirl.verification.patches import Move, Patterns, Table
 from equirl.verification.pictures import discover_pictures
 from equirl.verification.transitions import Transitions
@@ -196,6 +197,13 @@ def test_what_cannot_be_searched_is_refused_with_the_reason(shape, high, actions
     found = discover_pictures(logged)
     assert found.accepted == ()
     assert reason in found.note
+
+
+def test_pictures_that_cannot_be_searched_are_refused_before_long_play():
+    found = discover_symmetries(gym.make("ALE/Breakout-v5", obs_type="grayscale"), interactions=20_000)
+    assert found.symmetry is None
+    assert found.interactions == 100
+    assert "pictures of 210 x 160 cells" in found.note
 
 
 def test_too_short_a_log_is_an_error():
