@@ -51,6 +51,8 @@ class MujocoSimulator(ByObservation):
         UserError: the environment has no method ``_get_obs``.
     """
 
+    complete = False  # no image means an unknown layout: the nearest state stands in for one that cannot be
+
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         self._base: Any = env.unwrapped

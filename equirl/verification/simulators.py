@@ -135,7 +135,10 @@ def observed(env: gym.Env[Any, Any], observation: Any) -> Any:
 
 
 class Settable(ByObservation):
-    """An environment whose observation is its state: ``unwrapped.state``, or ``unwrapped.set_observation(x)``."""
+    """An environment whose observation is its state: ``unwrapped.state``, or ``unwrapped.set_observation(x)``.
+
+    `set_observation` may raise whatever it likes for observations that no state has.
+    """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -155,11 +158,20 @@ class Settable(ByObservation):
     def encode(self, state: Any) -> Any:
         return np.asarray(state) if isinstance(state, tuple | list) else state
 
-    def decode(self, observation: Any, like: Any) -> Any:
+    def decode(self, observation: Any, like: Any) -> Any | None:
+        if self._set:
+            try:
+                self._set(_copied(observation))
+            except Exception:  # whatever the environment raises, it refuses to look like this
+                return None
         return observation
 
     def scatter(self, rng: np.random.Generator) -> Any | None:
-        return uniform(self.env.unwrapped.observation_space, rng)
+        for _ in range(100):
+            drawn = uniform(self.env.unwrapped.observation_space, rng)
+            if drawn is None or self.decode(drawn, None) is not None:
+                return drawn
+        return None
 
 
 def uniform(space: gym.Space[Any], rng: np.random.Generator) -> Any | None:

@@ -2,7 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from equirl import Symmetry
+from equirl import Symmetry, check_symmetry
 from equirl.envs.catalogue import ENTRIES, entry_named
 from equirl.errors import UserError
 from equirl.verification.moving import Mover
@@ -183,3 +183,9 @@ def test_an_environment_that_cannot_observe_is_a_user_error():
 
     with pytest.raises(UserError, match="expected a method _get_obs"):
         MujocoSimulator(Blind())
+
+
+def test_an_unknown_layout_is_no_evidence_against_a_claim():
+    env = gym.make("Pusher-v5")
+    mirror = Symmetry.generated_by(({"signs": [-1] * 23}, {"signs": [-1] * 7}))
+    assert check_symmetry(env, mirror, states=20, controls=1).tier > 1

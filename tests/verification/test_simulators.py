@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces, wrappers
 
+from equirl import Symmetry, check_symmetry
 from equirl.envs.gridworld import GridWorldEnv
 from equirl.verification import simulators
 from equirl.verification.simulators import Settable, observed, register_simulator, simulator_of, uniform
@@ -114,3 +115,19 @@ def test_a_gridworld_is_put_into_what_is_seen():
     env.reset(seed=2)
     env.set_observation(seen)
     assert (env.get_observation() == seen).all()
+
+
+def test_an_environment_may_refuse_observations_that_no_state_has():
+    class Choosy(Shown):
+        def get_observation(self):
+            return np.array(self.state)
+
+        def set_observation(self, observation):
+            if observation[0] < 0:
+                raise RuntimeError("never left of 0")
+            self.state = tuple(observation)
+
+    mirror = Symmetry.generated_by(({"signs": [-1, 1]}, [1, 0]))
+    report = check_symmetry(Choosy(), mirror, states=30, controls=0)
+    assert (report.verdict, report.tier) == ("rejected", 1)
+    assert "no state shows the image of 60 of 60 observations" in report.reason
