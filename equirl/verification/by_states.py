@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from equirl.symmetry import Symmetry
@@ -54,15 +55,15 @@ def by_table(task: Task, table: Any) -> Report:
 
 
 def by_states(task: Task, simulator: Simulator[Any]) -> Report | None:
-    """Return the report of tier 1, or None where images of most states are unknown."""
+    """Return the report of tier 1, or None where images of most states are unknown, or states hide something."""
     task.progress("playing", 0.0)
     stepper = Stepper(simulator, task.symmetry, task.seed)
     states = list(stepper.states(task.states, task.policy))
     random, unrepeatable = stepper.nature(states)
     if unrepeatable:
         task.interactions += stepper.interactions
-        reason = f"{unrepeatable} steps differ though state, action and seed are equal: the state hides something"
-        return task.report("undecidable", 1, reason, {"unrepeatable": unrepeatable}, [], [])
+        task.note = f"states hide something: {unrepeatable} steps differ though state, action and seed are equal"
+        return None
     if random and not simulator.mirrors_noise:
         states = [*states[: min(task.states, LAW_STATES)], *states[task.states :][:LAW_STATES]]
     if simulator.approximate:
@@ -117,6 +118,8 @@ def _cost(task: Task, stepper: Stepper, states: list[tuple[str, Any]]) -> dict[s
     before = stepper.interactions
     played = stepper.returns([state for state in states if state[0] == ON_POLICY][:: max(1, len(states) // 40)])
     task.interactions += stepper.interactions - before
+    if not played:
+        return {}
     left, right = np.array(played, dtype=np.float64).reshape(-1, 2).T
     gap, size = float(np.abs(left - right).mean()), float(np.abs(left).mean())
     return {"return_difference": gap, "cost_in_return": gap / max(size, 1e-12)}
@@ -144,8 +147,6 @@ def unstable_bounds(symmetry: Symmetry, space: gym.Space[Any]) -> str:
     """Return what is wrong where finite bounds of a Box of vectors are not mapped to bounds, else nothing."""
     if not isinstance(space, spaces.Box) or len(space.shape) > 2:
         return ""
-    import torch
-
     box = torch.as_tensor(np.stack([space.low, space.high])).double()
     for g, name in enumerate(symmetry.group.names):
         moved = symmetry.observation(g, box)

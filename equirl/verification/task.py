@@ -26,6 +26,7 @@ class Task:
     seed: int
     progress: Progress
     interactions: int = 0
+    note: str = ""  # why a stronger tier had no answer
 
     def wrong_claims(self) -> Iterator[tuple[str, Symmetry]]:
         """Yield claims that are wrong on purpose."""
@@ -46,6 +47,8 @@ class Task:
         passed = [row["name"] for row in controls if not row["refuted"]]
         if passed and verdict != "undecidable":
             numbers = {**numbers, "wrong_claims_that_pass": passed}
+        if self.note:
+            reason = f"{reason}; {self.note}"
         self.progress("done", 1.0)
         return Report(
             self.env.name,

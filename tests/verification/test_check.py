@@ -73,7 +73,6 @@ class Cart(gym.Env[Any, Any]):
         ("push", "rejected"),
         ("reward", "rejected"),
         ("end", "rejected"),
-        ("hidden", "undecidable"),
         ("noise", "exact in law"),
         ("gusts", "exact in law"),
         ("drift", "rejected"),
@@ -85,6 +84,12 @@ def test_states_that_can_be_set_tell(fault, verdict):
     report = check_symmetry(Cart(fault), MIRROR, states=60 if random else 400, controls=2)
     assert (report.verdict, report.tier) == (verdict, 1), report
     assert report.holds is (verdict in ("exact", "exact in law", "approximate"))
+
+
+def test_a_state_that_hides_something_leaves_it_to_episodes():
+    report = check_symmetry(Cart("hidden"), MIRROR, states=200, controls=2)
+    assert (report.verdict, report.tier) == ("approximate", 2)
+    assert "states hide something" in report.reason
 
 
 def test_the_numbers_are_those_of_the_environment():
