@@ -52,11 +52,10 @@ class Comparison:
 
 @dataclass
 class Comparisons:
-    """Every comparison of one claim, and what the environment itself was found to be."""
+    """Every comparison of one claim."""
 
     rows: list[Comparison] = field(default_factory=list)
     missing: int = 0  # states without a known image
-    interactions: int = 0
 
 
 class Stepper:
@@ -115,7 +114,6 @@ class Stepper:
         found = Comparisons()
         move = move_action or self.action
         elements = [g for g in range(len(self.symmetry.group)) if not self._does_nothing(g)]
-        before = self.interactions
         for number, (origin, state) in enumerate(states):
             g = elements[number % len(elements)]
             action, seed = self.simulator.env.action_space.sample(), self._seed()
@@ -136,7 +134,6 @@ class Stepper:
                 left._replace(observation=self.observation(g, left.observation)),
                 self._step(image, move(g, action), seed, g),
             )
-        found.interactions = self.interactions - before
         return found
 
     def returns(self, states: list[tuple[str, Any]], horizon: int = 100, discount: float = 0.99) -> list[Pair]:
