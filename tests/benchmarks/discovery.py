@@ -9,6 +9,7 @@ runs in a process of its own, on one thread; memory is the growth of that proces
 
 import argparse
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -163,6 +164,7 @@ def main() -> None:
     cases = [(size, 4, True) for size in (4, 8, 16, 32)]
     cases += [(8, actions, True) for actions in (2, 8, 16, 32)]
     cases += [(8, -2, True), (16, -8, True), (8, 4, False), (32, 4, False)]
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that measure
     spawn = multiprocessing.get_context("spawn")
     jobs = [(measure, case) for case in cases] + [(search_environment, name) for name in ENVIRONMENTS]
     rows = []
