@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from equirl.envs._minatar_scatter import SCATTER
 from equirl.errors import UserError
 from equirl.symmetry import Symmetry
-from equirl.verification.moving import Mover
 from equirl.verification.simulators import Simulator, observed
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
@@ -94,7 +93,6 @@ class MinAtarSimulator(Simulator[State]):
         self._name = str(self._outer.env_name)
         self._draws = np.random.RandomState()
         self._mirror = (False, False)
-        self._movers: dict[int, tuple[Symmetry, Mover]] = {}
 
     def read(self) -> State:
         return State(_copied(vars(self._inner)), int(self._outer.last_action))
@@ -113,9 +111,7 @@ class MinAtarSimulator(Simulator[State]):
     def image(self, state: State, symmetry: Symmetry, g: int) -> State | None:
         if symmetry.observation.is_identity(g):
             return state
-        if id(symmetry) not in self._movers:
-            self._movers[id(symmetry)] = (symmetry, Mover(symmetry.observation, self.env.observation_space))
-        expected = self._movers[id(symmetry)][1](g, self.observe(state))
+        expected = self.claimed(state, symmetry, g)
         images = (mirrored(self._name, state, *mirror) for mirror in MIRRORS[self._name])
         return next((image for image in images if np.array_equal(self.observe(image), expected)), None)
 

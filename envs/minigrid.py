@@ -19,7 +19,6 @@ from gymnasium import spaces
 from equirl.envs._minigrid_scatter import scatter_objects
 from equirl.errors import UserError
 from equirl.symmetry import Symmetry
-from equirl.verification.moving import Mover
 from equirl.verification.simulators import Simulator, observed
 
 Attributes = dict[str, Any]
@@ -131,7 +130,7 @@ class MiniGridSimulator(Simulator[State]):
         self._base: Any = env.unwrapped
         self._size = {name: getattr(env.unwrapped, name) for name in ("width", "height")}
         self._move = IDENTITY
-        self._claims: dict[int, tuple[Symmetry, Mover, dict[int, list[Isometry]]]] = {}
+        self._claims: dict[int, tuple[Symmetry, dict[int, list[Isometry]]]] = {}
 
     def reset(self, seed: int) -> None:
         vars(self._base).update(self._size)  # a world that is not square may have been written transposed
@@ -162,26 +161,26 @@ class MiniGridSimulator(Simulator[State]):
         if hasattr(self._base, "instrs"):
             return None
         if id(symmetry) not in self._claims:
-            self._claims[id(symmetry)] = symmetry, Mover(symmetry.observation, self.env.observation_space), {}
-        _, mover, ranked = self._claims[id(symmetry)]
+            self._claims[id(symmetry)] = symmetry, {}
+        _, ranked = self._claims[id(symmetry)]
         if g not in ranked:
-            ranked[g] = self._ranked(state, mover, g)
-        return next(self._images(state, mover, g, ranked[g]), None)
+            ranked[g] = self._ranked(state, symmetry, g)
+        return next(self._images(state, symmetry, g, ranked[g]), None)
 
-    def _images(self, state: State, mover: Mover, g: int, moves: list[Isometry]) -> Iterator[State]:
+    def _images(self, state: State, symmetry: Symmetry, g: int, moves: list[Isometry]) -> Iterator[State]:
         """Yield the images of the state under those of the moves that show g times its observation."""
-        expected = mover(g, self.observe(state))
+        expected = self.claimed(state, symmetry, g)
         images = (self.moved(state, move) for move in moves)
         yield from (image for image in images if _same(self.observe(image), expected))
 
-    def _ranked(self, state: State, mover: Mover, g: int) -> list[Isometry]:
+    def _ranked(self, state: State, symmetry: Symmetry, g: int) -> list[Isometry]:
         """Return the moves, first those that most often show what g claims: one view may be its own mirror image."""
         rng = np.random.default_rng(0)
         agreed = dict.fromkeys(MOVES, 0)
         for _ in range(20):
             probe = State(self._copied(state.world))
             scatter_objects(probe.world, rng)
-            for image in self._images(probe, mover, g, MOVES):
+            for image in self._images(probe, symmetry, g, MOVES):
                 agreed[image.move] += 1
         return sorted(MOVES, key=lambda move: -agreed[move])
 

@@ -77,6 +77,10 @@ class Simulator(ABC, Generic[S]):
         image of the environment's own symmetry alone may return that for any claim.
         """
 
+    def claimed(self, state: S, symmetry: Symmetry, g: int) -> Any:
+        """Return g times the observation of a state: what its image shows if the claim is true."""
+        return Mover(symmetry.observation, self.env.observation_space)(g, self.observe(state))
+
     def scatter(self, rng: np.random.Generator) -> S | None:
         """Return a state far from what a policy meets, drawn over a wide range, or None where that is not known."""
         return None
@@ -101,10 +105,6 @@ class ByObservation(Simulator[Any]):
 
     complete = True
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self._movers: dict[int, tuple[Symmetry, Mover]] = {}
-
     @abstractmethod
     def encode(self, state: Any) -> Any:
         """Return the observation of a state, before wrappers, in the state's own precision."""
@@ -117,9 +117,7 @@ class ByObservation(Simulator[Any]):
         return observed(self.env, self.encode(state))
 
     def image(self, state: Any, symmetry: Symmetry, g: int) -> Any | None:
-        if id(symmetry) not in self._movers:
-            self._movers[id(symmetry)] = (symmetry, Mover(symmetry.observation, self.env.observation_space))
-        return self.decode(self._movers[id(symmetry)][1](g, self.observe(state)), state)
+        return self.decode(self.claimed(state, symmetry, g), state)
 
 
 def observed(env: gym.Env[Any, Any], observation: Any) -> Any:
