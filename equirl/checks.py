@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from equirl._representation import Tree
 from equirl.errors import UserError
@@ -44,17 +45,24 @@ def equivariance_error(f: Callable[[Any], Any], input: Representation, output: R
 
 
 @torch.no_grad()
-def greedy_disagreement(f: Callable[[Any], Any], input: Representation, output: Representation, x: Any) -> float:
+def greedy_disagreement(
+    f: Callable[[Any], Any],
+    input: Representation,
+    output: Representation,
+    x: Any,
+    tolerance: float | Tensor | None = None,
+) -> float:
     """Return how often the greedy action at g x is not g times the greedy action at x, over g != e and a batch.
 
     Args:
-        f: action values, from (B, ...) to (B, actions).
+        f: action values, from (B, ...) to (B, actions); or the actions themselves where there is a `tolerance`.
         input: how the group moves observations.
-        output: how the same group moves action values.
+        output: how the same group moves action values, or actions.
         x: a batch of observations.
+        tolerance: actions are the same where no entry differs by more, one number or one an entry.
 
     Raises:
-        UserError: the output representation is no permutation.
+        UserError: action values whose representation is no permutation.
 
     >>> from equirl import Permutation, cyclic
     >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
@@ -62,13 +70,18 @@ def greedy_disagreement(f: Callable[[Any], Any], input: Representation, output: 
     0.0
     >>> greedy_disagreement(lambda x: 0 * x, swap, swap, torch.tensor([[1.0, 5.0]]))
     1.0
+    >>> greedy_disagreement(lambda x: x + 1e-3, swap, swap, torch.tensor([[1.0, 5.0]]), tolerance=0.01)
+    0.0
     """
-    if not isinstance(output, Permutation | Trivial):
+    if tolerance is None and not isinstance(output, Permutation | Trivial):
         raise UserError(f"greedy actions under {output!r}: expected a permutation of action values")
-    values = _output(f(x))
-    one_hot = torch.nn.functional.one_hot(values.argmax(-1), values.shape[-1])
-    n = len(input.group)
-    wrong = [(_output(f(input(g, x))).argmax(-1) != output(g, one_hot).argmax(-1)) for g in range(1, n)]
+
+    def act(x: Any) -> Tensor:
+        found: Tensor = _output(f(x))
+        return found if tolerance is not None else one_hot(found.argmax(-1), found.shape[-1])
+
+    still, allowed = act(x), 0 if tolerance is None else tolerance
+    wrong = [((act(input(g, x)) - output(g, still)).abs() > allowed).any(-1) for g in range(1, len(input.group))]
     return float(torch.stack(wrong).double().mean()) if wrong else 0.0
 
 
