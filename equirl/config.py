@@ -6,29 +6,30 @@ SB3 is imported inside the functions that need it: it takes seconds, and the com
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
 import yaml
 
 from equirl.errors import UserError, unknown
 from equirl.hyperparameters import (
     ACTIVATIONS,
-    checked_value,
+    CLASS_NAMES,
     imported,
     keyword_arguments,
-    keywords_of,
     linear_start,
-    named_callables,
     parse_value,
 )
-from equirl.symmetry import registered_symmetries, resolve_symmetry
+from equirl.values import check_combinations, check_keywords, check_policy_kwargs, check_symmetry, checked_value
 
 if TYPE_CHECKING:
+    from gymnasium import spaces
     from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.noise import ActionNoise
     from stable_baselines3.common.policies import BasePolicy
 
 
@@ -39,26 +40,25 @@ class Algorithm(NamedTuple):
     policies: str
 
 
-ALGORITHMS = {"dqn": Algorithm("stable_baselines3.DQN", "equirl.agents.dqn")}
+ALGORITHMS = {
+    "dqn": Algorithm("stable_baselines3.DQN", "equirl.agents.dqn"),
+    "qrdqn": Algorithm("sb3_contrib.QRDQN", "equirl.agents.qrdqn"),
+    "ppo": Algorithm("stable_baselines3.PPO", "equirl.agents.actor_critic"),
+    "a2c": Algorithm("stable_baselines3.A2C", "equirl.agents.actor_critic"),
+    "sac": Algorithm("stable_baselines3.SAC", "equirl.agents.sac"),
+    "td3": Algorithm("stable_baselines3.TD3", "equirl.agents.td3"),
+}
 
 OUR_KEYS = frozenset({"symmetry", "method"})
 ZOO_KEYS = frozenset(
     {"policy", "n_timesteps", "n_envs", "frame_stack", "env_wrapper", "vec_env_wrapper", "callback", "normalize"}
     | {"env_kwargs", "monitor_kwargs"}
 )
+NOISE_KEYS = frozenset({"noise_type", "noise_std"})
+"""RL Zoo's keys in place of the object that SB3 takes as ``action_noise``."""
 _REQUIRED = ("policy", "n_timesteps")
 # Parameters of SB3's constructors that belong to the run, not to the hyper-parameters.
 _OF_THE_RUN = {"policy", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
-# Keyword arguments that SB3 (or the key of ours by that name) already fills.
-_FILLED = {
-    "policy_kwargs": {"observation_space", "action_space", "lr_schedule"} | OUR_KEYS,
-    "replay_buffer_kwargs": {"buffer_size", "observation_space", "action_space", "device", "n_envs", "env"}
-    | {"optimize_memory_usage"},
-    "monitor_kwargs": {"env", "filename"},
-    "normalize": {"venv", "training"},
-    "env_wrapper": {"env"},
-    "vec_env_wrapper": {"venv"},
-}
 
 
 class _Loader(yaml.SafeLoader):
@@ -163,11 +163,18 @@ def valid_keys(algo: str) -> list[str]:
     >>> "gamma" in valid_keys("dqn"), "method" in valid_keys("dqn"), "clip_range" in valid_keys("dqn")
     (True, True, False)
     """
-    return sorted((set(inspect.signature(algorithm_class(algo)).parameters) - _OF_THE_RUN) | ZOO_KEYS | OUR_KEYS)
+    taken = set(inspect.signature(algorithm_class(algo)).parameters) - _OF_THE_RUN
+    return sorted(taken | ZOO_KEYS | OUR_KEYS | (NOISE_KEYS if "action_noise" in taken else set()))
 
 
-def validate(algo: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+def validate(algo: str, hyperparameters: Mapping[str, Any], trusted: Collection[str] | None = None) -> dict[str, Any]:
     """Return the hyper-parameters as sorted plain data after checking every key, value and dotted path.
+
+    Args:
+        algo: a name from `ALGORITHMS`.
+        hyperparameters: values by key.
+        trusted: None for a user's own file. For a file that somebody else wrote, the packages beside those that equirl
+            stands on from which its dotted paths may be imported, none of them with a file to write.
 
     Raises:
         UserError: at the first mistake, in one line.
@@ -184,50 +191,12 @@ def validate(algo: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     for key in _REQUIRED:
         if key not in hyperparameters:
             raise UserError(f"hyper-parameter {key!r} is missing: expected {key}, for instance -P {key}:...")
-    checked = {key: checked_value(key, hyperparameters[key]) for key in sorted(hyperparameters)}
-    _check_symmetry(checked.get("symmetry", "auto"))
-    _check_keywords(algo, checked)
-    _check_combinations(checked)
+    checked = {key: checked_value(key, hyperparameters[key], algo) for key in sorted(hyperparameters)}
+    check_symmetry(checked.get("symmetry", "auto"))
+    check_keywords(policy_class(algo, checked["policy"], trusted), checked, trusted)
+    check_policy_kwargs(checked, trusted)
+    check_combinations(checked)
     return checked
-
-
-def _check_symmetry(value: str | dict[str, Any]) -> None:
-    names = ["auto", *registered_symmetries()]
-    if isinstance(value, str) and value not in names:
-        raise unknown("symmetry", value, names)
-    if isinstance(value, dict):
-        resolve_symmetry(value)
-
-
-def _check_keywords(algo: str, hyperparameters: Mapping[str, Any]) -> None:
-    """Check keyword arguments against the constructors that take them, and thereby that the classes can be imported."""
-    buffer = hyperparameters.get("replay_buffer_class") or "stable_baselines3.common.buffers.ReplayBuffer"
-    takers: dict[str, Callable[..., Any]] = {
-        "policy_kwargs": policy_class(algo, hyperparameters["policy"]),
-        "replay_buffer_kwargs": imported("replay_buffer_class", buffer),
-        "monitor_kwargs": imported("monitor_kwargs", "stable_baselines3.common.monitor.Monitor"),
-        "normalize": imported("normalize", "stable_baselines3.common.vec_env.VecNormalize"),
-    }
-    given = [(key, taker, keyword_arguments(hyperparameters.get(key)) or {}) for key, taker in takers.items()]
-    for key in ("env_wrapper", "vec_env_wrapper", "callback"):
-        given += [(key, *named) for named in named_callables(key, hyperparameters.get(key))]
-    for key, taker, keywords in given:
-        valid = sorted(keywords_of(taker) - _FILLED.get(key, set()))
-        for keyword in keywords:
-            if keyword not in valid:
-                raise unknown(f"keyword of {taker.__name__} in {key}:", keyword, valid)
-
-
-def _check_combinations(hyperparameters: Mapping[str, Any]) -> None:
-    """Refuse the pairs of values that SB3 refuses only once it runs."""
-    freq = hyperparameters.get("train_freq")
-    if hyperparameters.get("n_envs", 1) > 1 and isinstance(freq, list) and freq[1] == "episode":
-        raise UserError(f"train_freq {freq!r}: expected steps, not episodes, with more than one environment (n_envs)")
-    buffer = keyword_arguments(hyperparameters.get("replay_buffer_kwargs")) or {}
-    if hyperparameters.get("optimize_memory_usage") and buffer.get("handle_timeout_termination", True):
-        raise UserError(
-            "optimize_memory_usage True: expected replay_buffer_kwargs with handle_timeout_termination False beside it"
-        )
 
 
 def _algorithm(algo: str) -> Algorithm:
@@ -245,48 +214,79 @@ def algorithm_class(algo: str) -> "type[BaseAlgorithm]":
     return cast("type[BaseAlgorithm]", imported("algorithm", _algorithm(algo).model))
 
 
-def policy_class(algo: str, policy: str) -> "type[BasePolicy]":
+def policy_class(algo: str, policy: str, trusted: Collection[str] | None = None) -> "type[BasePolicy]":
     """Return the symmetric policy by SB3's name for it, or the policy that a dotted path names.
 
     Raises:
-        UserError: neither one of SB3's names nor a policy's path.
+        UserError: neither one of SB3's names nor the path of a policy of the algorithm.
 
     >>> policy_class("dqn", "MlpPolicy").__module__
     'equirl.agents.dqn'
     """
-    from stable_baselines3.common.policies import BasePolicy
-
     names = algorithm_class(algo).policy_aliases
     if policy not in names and "." not in policy:
         raise unknown("policy", policy, names)
-    found = imported("policy", f"{ALGORITHMS[algo].policies}.{policy}" if policy in names else policy)
-    if not (isinstance(found, type) and issubclass(found, BasePolicy)):
-        raise UserError(f"policy {policy!r}: expected a subclass of SB3's BasePolicy")
+    path = f"{ALGORITHMS[algo].policies}.{policy}" if policy in names else policy
+    found = cast("type[BasePolicy]", imported("policy", path, trusted))
+    base = names["MlpPolicy"]
+    if not issubclass(found, base):
+        raise UserError(f"policy {policy!r}: expected a policy of {algo}, a subclass of {base.__name__}")
     return found
 
 
 def algorithm_kwargs(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of SB3's constructor: schedules, classes and tuples made from plain data.
 
-    The keys of ours and of RL Zoo are left out; ``policy_kwargs`` is always a dict of its own, to be added to.
+    The keys of ours and of RL Zoo are left out, those of `action_noise` too; ``policy_kwargs`` is always a dict of its
+    own, to be added to.
 
     >>> algorithm_kwargs({"policy": "MlpPolicy", "learning_rate": "lin_1e-3", "n_envs": 2})
     {'learning_rate': LinearSchedule(start=0.001, end=0.0, end_fraction=1.0), 'policy_kwargs': {}}
     """
     from stable_baselines3.common.utils import LinearSchedule
 
-    kwargs = {key: value for key, value in hyperparameters.items() if key not in ZOO_KEYS | OUR_KEYS}
-    start = linear_start(kwargs.get("learning_rate"))
-    if start is not None:
-        kwargs["learning_rate"] = LinearSchedule(start, 0.0, 1.0)
+    kwargs = {key: value for key, value in hyperparameters.items() if key not in ZOO_KEYS | OUR_KEYS | NOISE_KEYS}
+    for key in ("learning_rate", "clip_range", "clip_range_vf"):
+        start = linear_start(kwargs.get(key))
+        if start is not None:
+            kwargs[key] = LinearSchedule(start, 0.0, 1.0)
     if isinstance(kwargs.get("train_freq"), list):
         kwargs["train_freq"] = tuple(kwargs["train_freq"])
-    if kwargs.get("replay_buffer_class"):
-        kwargs["replay_buffer_class"] = imported("replay_buffer_class", kwargs["replay_buffer_class"])
-    if "replay_buffer_kwargs" in kwargs:
-        kwargs["replay_buffer_kwargs"] = keyword_arguments(kwargs["replay_buffer_kwargs"])
-    kwargs["policy_kwargs"] = _with_classes(keyword_arguments(kwargs.get("policy_kwargs")))
-    return kwargs
+    for key in ("replay_buffer_class", "rollout_buffer_class"):
+        if kwargs.get(key):
+            kwargs[key] = imported(key, kwargs[key])
+    for key in ("replay_buffer_kwargs", "rollout_buffer_kwargs"):
+        if key in kwargs:
+            kwargs[key] = keyword_arguments(kwargs[key])
+    policy_kwargs = _with_classes(keyword_arguments(kwargs.get("policy_kwargs")))
+    for key in ("features_extractor_class", "optimizer_class"):
+        if key in policy_kwargs:
+            policy_kwargs[key] = imported(key, CLASS_NAMES.get(policy_kwargs[key], policy_kwargs[key]))
+    return {**kwargs, "policy_kwargs": policy_kwargs}
+
+
+def action_noise(hyperparameters: Mapping[str, Any], action_space: "spaces.Space[Any]") -> "ActionNoise | None":
+    """Return the noise that ``noise_type`` and ``noise_std`` ask for, of one entry an action, or None.
+
+    All entries have one standard deviation and the mean 0, so that the noise moves with actions of any sign and order.
+
+    Raises:
+        UserError: the actions are no Box.
+
+    >>> from gymnasium.spaces import Box
+    >>> action_noise({"noise_type": "normal", "noise_std": 0.1}, Box(-1, 1, (2,)))
+    NormalActionNoise(mu=[0. 0.], sigma=[0.1 0.1])
+    """
+    from gymnasium.spaces import Box
+    from stable_baselines3.common import noise
+
+    kind = hyperparameters.get("noise_type")
+    if kind is None:
+        return None
+    if not isinstance(action_space, Box):
+        raise UserError(f"noise_type {kind!r} on {action_space}: expected actions in a Box")
+    makers = {"normal": noise.NormalActionNoise, "ornstein-uhlenbeck": noise.OrnsteinUhlenbeckActionNoise}
+    return makers[kind](np.zeros(action_space.shape), np.full(action_space.shape, float(hyperparameters["noise_std"])))
 
 
 def _with_classes(value: Any) -> Any:
@@ -295,6 +295,6 @@ def _with_classes(value: Any) -> Any:
         return {key: _with_classes(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_with_classes(part) for part in value]
-    if isinstance(value, str) and value in ACTIVATIONS:
-        return getattr(import_module("torch.nn"), value.removeprefix("nn."))
+    if isinstance(value, str) and CLASS_NAMES.get(value) in ACTIVATIONS:
+        return getattr(import_module("torch.nn"), CLASS_NAMES[value].removeprefix("nn."))
     return value

@@ -1,31 +1,39 @@
-"""What each hyper-parameter may be, what it names, and a parser for values typed on a command line.
+"""What a hyper-parameter's value says: a parser for what is typed on a command line, and the dotted paths in it.
 
 Nothing here evaluates what a user wrote; dotted paths are imported, as RL Zoo does.
 """
 
 import ast
 import inspect
-import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any, cast
 
 from equirl.errors import UserError, unknown
-from equirl.symmetrizers import METHODS
 
 ACTIVATIONS = ("nn.ReLU", "nn.Tanh", "nn.ELU", "nn.LeakyReLU", "nn.SiLU", "nn.GELU")
+OPTIMIZERS = {f"optim.{name}": f"torch.optim.{name}" for name in ("Adam", "AdamW", "RMSprop", "SGD")}
+OPTIMIZERS["RMSpropTFLike"] = "stable_baselines3.common.sb2_compat.rmsprop_tf_like.RMSpropTFLike"
+_NAMES = dict(zip(ACTIVATIONS, ACTIVATIONS, strict=True)) | OPTIMIZERS
+CLASS_NAMES = _NAMES | {f"{torch}.{name}": known for torch in ("torch", "th") for name, known in _NAMES.items()}
+"""Ours of every name that may stand for a class in ``dict(...)``, as RL Zoo's files write them."""
 
-Check = tuple[Callable[[Any], bool], str]
-"""A test of a value, and what was expected when it fails."""
+TRUSTED = (
+    *("equirl", "gymnasium", "stable_baselines3", "sb3_contrib", "ale_py", "minigrid.wrappers", "minatar"),
+    *("rl_zoo3.wrappers", "rl_zoo3.callbacks"),  # importing rl_zoo3.benchmark starts trainings
+    *("torch.nn", "torch.optim"),
+)
+"""Packages from which the paths in somebody else's files are imported: those that equirl itself stands on."""
 
 
 def parse_value(text: str) -> Any:
     """Return the plain value that a text such as ``0.001`` or ``dict(net_arch=[64, 64])`` stands for.
 
     Numbers, strings, lists, dicts, None, True, False and ``dict(...)`` are read as Python reads them; tuples become
-    lists, activation classes such as ``nn.ReLU`` stay names, and a bare word is a string. Nothing is ever executed.
+    lists, classes such as ``nn.ReLU`` or ``th.nn.ReLU`` become their names, and a bare word is a string. Nothing is
+    ever executed.
 
     Raises:
         UserError: the text is an expression that is not a literal, such as a call of anything but ``dict``.
@@ -47,7 +55,7 @@ def parse_value(text: str) -> Any:
             return text
         part = ast.unparse(error.args[0])
         if isinstance(error.args[0], (ast.Name, ast.Attribute)):
-            raise unknown("name", part, ACTIVATIONS) from None
+            raise unknown("name", part, _NAMES) from None
         raise UserError(f"value {text!r}: expected a literal or dict(...), not {part!r}") from None
 
 
@@ -67,8 +75,8 @@ def _literal(node: ast.expr) -> Any:
             return {_literal(key): _literal(value) for key, value in zip(keys, node.values, strict=True) if key}
         case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords) if all(word.arg for word in keywords):
             return {word.arg: _literal(word.value) for word in keywords}
-        case ast.Attribute() if ast.unparse(node) in ACTIVATIONS:
-            return ast.unparse(node)
+        case ast.Attribute() | ast.Name() if ast.unparse(node) in CLASS_NAMES:
+            return CLASS_NAMES[ast.unparse(node)]
         case _:
             raise _NotLiteralError(node)
 
@@ -90,106 +98,16 @@ def linear_start(value: Any) -> float | None:
     (0.001, None)
     """
     found = re.fullmatch(r"lin_(\d+\.?\d*(?:e[-+]?\d+)?)", value) if isinstance(value, str) else None
-    return float(found[1]) if found and _positive(float(found[1])) else None
+    return float(found[1]) if found and 0 < float(found[1]) < math.inf else None
 
 
-def _positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+def is_path(value: Any) -> bool:
+    """Whether a value is a name, or several joined by dots.
 
-
-def _integer(low: int) -> Check:
-    return lambda value: type(value) is int and value >= low, f"an integer of at least {low}"
-
-
-def _is_named(value: Any) -> bool:
-    """Whether the value is one entry of RL Zoo's lists: ``package.Name`` or ``{package.Name: {keyword: value}}``."""
-    if isinstance(value, Mapping) and len(value) == 1:
-        [(value, keywords)] = value.items()
-        if keyword_arguments(keywords) is None:
-            return False
-    return _is_path(value) and "." in value
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
-
-
-def _is_train_freq(value: Any) -> bool:
-    count, unit = value if isinstance(value, (list, tuple)) and len(value) == 2 else (value, "step")
-    return type(count) is int and count >= 1 and unit in ("step", "episode")
-
-
-_FRACTION: Check = (lambda v: type(v) in (int, float) and 0 <= v <= 1, "a number from 0 to 1")
-_BOOLEAN: Check = (lambda v: isinstance(v, bool), "True or False")
-_KEYWORDS: Check = (lambda v: keyword_arguments(v) is not None, "keyword arguments: a mapping or 'dict(...)'")
-_NAMED: Check = (
-    lambda v: v is None or all(map(_is_named, v if isinstance(v, (list, tuple)) else [v])),
-    "a dotted path such as package.Name, a mapping {package.Name: {keyword: value}}, or a list of these",
-)
-
-CHECKS: dict[str, Check] = {
-    # RL Zoo's own
-    "policy": (_is_path, "a policy's name such as MlpPolicy, or its dotted path"),
-    "n_timesteps": _integer(1),
-    "n_envs": _integer(1),
-    "frame_stack": _integer(1),
-    "env_wrapper": _NAMED,
-    "vec_env_wrapper": _NAMED,
-    "callback": _NAMED,
-    "normalize": (lambda v: isinstance(v, bool) or (v is not None and _KEYWORDS[0](v)), "True, False or dict(...)"),
-    "env_kwargs": (lambda v: v is None or isinstance(v, Mapping), "a mapping of keyword arguments"),
-    "monitor_kwargs": _KEYWORDS,
-    # ours
-    "symmetry": (lambda v: isinstance(v, (str, Mapping)) and bool(v), "auto, none, a symmetry's name or its data"),
-    "method": (lambda v: isinstance(v, str), f"one of {', '.join(METHODS)}"),
-    # SB3's constructors
-    "learning_rate": (lambda v: _positive(v) or linear_start(v) is not None, "a number above 0, or lin_<number>"),
-    "buffer_size": _integer(1),
-    "learning_starts": _integer(0),
-    "batch_size": _integer(1),
-    "tau": (lambda v: _positive(v) and v <= 1, "a number above 0 and at most 1"),
-    "gamma": _FRACTION,
-    "train_freq": (_is_train_freq, "an integer of at least 1, or [integer, 'step' or 'episode']"),
-    "gradient_steps": (lambda v: type(v) is int and v >= -1 and v != 0, "an integer of at least 1, or -1"),
-    "replay_buffer_class": (lambda v: v is None or (isinstance(v, str) and _is_named(v)), "a class's dotted path"),
-    "replay_buffer_kwargs": _KEYWORDS,
-    "optimize_memory_usage": _BOOLEAN,
-    "n_steps": _integer(1),
-    "target_update_interval": _integer(1),
-    "exploration_fraction": _FRACTION,
-    "exploration_initial_eps": _FRACTION,
-    "exploration_final_eps": _FRACTION,
-    "max_grad_norm": (lambda v: type(v) in (int, float) and v > 0, "a number above 0"),
-    "stats_window_size": _integer(1),
-    "policy_kwargs": _KEYWORDS,
-}
-
-
-def checked_value(key: str, value: Any) -> Any:
-    """Return the value of a known key as plain JSON data; a whole float becomes an integer where one is expected.
-
-    Raises:
-        UserError: the value has the wrong type or range.
-
-    >>> checked_value("buffer_size", 1e5)
-    100000
-    >>> checked_value("gamma", 1.5)
-    Traceback (most recent call last):
-    ...
-    equirl.errors.UserError: gamma 1.5: expected a number from 0 to 1
+    >>> is_path("gymnasium.wrappers.TimeLimit"), is_path("os.system('ls')")
+    (True, False)
     """
-    test, expected = CHECKS[key]
-    # YAML and the command line both write 1e6 for a count.
-    if isinstance(value, float) and value.is_integer() and not test(value):
-        value = int(value) if test(int(value)) else value
-    if not test(value):
-        raise UserError(f"{key} {value!r}: expected {expected}")
-    if key == "method" and value not in METHODS:
-        raise unknown("method", value, METHODS)
-    try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError, RecursionError):
-        raise UserError(f"{key} {value!r}: expected plain data (numbers, strings, lists and mappings)") from None
+    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
 
 
 # What a dotted path may name, by key: a run folder that somebody hands over must not get to call just anything.
@@ -198,21 +116,42 @@ _BASES = {
     "vec_env_wrapper": "stable_baselines3.common.vec_env.VecEnvWrapper",
     "callback": "stable_baselines3.common.callbacks.BaseCallback",
     "replay_buffer_class": "stable_baselines3.common.buffers.ReplayBuffer",
+    "rollout_buffer_class": "stable_baselines3.common.buffers.RolloutBuffer",
+    "policy": "stable_baselines3.common.policies.BasePolicy",
+    "features_extractor_class": "stable_baselines3.common.torch_layers.BaseFeaturesExtractor",
+    "optimizer_class": "torch.optim.Optimizer",
 }
 
 
-def imported(key: str, path: str) -> Callable[..., Any]:
+def imported(key: str, path: str, trusted: Collection[str] | None = None) -> Callable[..., Any]:
     """Return the class or function that the dotted path given for a key names.
 
+    Args:
+        key: the hyper-parameter.
+        path: what it says.
+        trusted: None imports from any package. A collection, for a path in a file that somebody else wrote, imports
+            from `TRUSTED` and the packages in it alone, since importing a module runs its code.
+
     Raises:
-        UserError: there is none, or it is no subclass of what the key stands for.
+        UserError: there is none, it is no subclass of what the key stands for, or it is in a package not trusted.
 
     >>> imported("env_wrapper", "gymnasium.wrappers.TimeLimit").__name__
     'TimeLimit'
+    >>> imported("env_wrapper", "antigravity.Wrapper", trusted=[])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    equirl.errors.UserError: env_wrapper 'antigravity.Wrapper': expected a class of equirl, gymnasium, ...
     """
+    if trusted is not None and not any(path.startswith(f"{package}.") for package in (*TRUSTED, *trusted)):
+        known = ", ".join(dict.fromkeys([*TRUSTED, *trusted]))
+        raise UserError(
+            f"{key} {path!r}: expected a class of {known}; name its package with --gym-packages, or --trust the folder"
+        )
     module, _, name = path.rpartition(".")
     base = _BASES.get(key)
     try:
+        if "__main__" in path.split("."):
+            raise ImportError("__main__ is a program")
         found = getattr(import_module(module), name)
     except ImportError as error:
         reason = " ".join(str(error).split())
@@ -231,11 +170,13 @@ def _is_subclass(found: Any, base: str) -> bool:
     return isinstance(found, type) and issubclass(found, getattr(import_module(module), name))
 
 
-def named_callables(key: str, value: Any) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
+def named_callables(
+    key: str, value: Any, trusted: Collection[str] | None = None
+) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
     """Return what ``env_wrapper`` or a similar key names, in order: callables with their keyword arguments.
 
     Raises:
-        UserError: a path that cannot be imported.
+        UserError: a path that cannot be imported, or not from the packages that are `trusted`.
 
     >>> [(wrapper, keywords)] = named_callables("env_wrapper", {"gymnasium.wrappers.ResizeObservation": {"shape": [8]}})
     >>> wrapper.__name__, keywords
@@ -244,15 +185,15 @@ def named_callables(key: str, value: Any) -> list[tuple[Callable[..., Any], dict
     found = []
     for entry in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
         path, keywords = next(iter(entry.items())) if isinstance(entry, Mapping) else (entry, None)
-        found.append((imported(key, path), keyword_arguments(keywords) or {}))
+        found.append((imported(key, path, trusted), keyword_arguments(keywords) or {}))
     return found
 
 
 def keywords_of(taker: Callable[..., Any]) -> set[str]:
     """Return the keywords that a class or function takes, following ``**kwargs`` up to the parent classes.
 
-    >>> sorted(keywords_of(checked_value))
-    ['key', 'value']
+    >>> keywords_of(linear_start)
+    {'value'}
     """
     bases = taker.__mro__ if isinstance(taker, type) else ()
     keywords: set[str] = set()
