@@ -24,9 +24,9 @@ from equirl.symmetrizers import (
     Symmetrized,
     Symmetrizer,
     make_symmetrizer,
-    symmetrize,
 )
 from equirl.symmetry import Symmetry, register_symmetry, registered_symmetries, resolve_symmetry, symmetry_of
+from equirl.wrapping import symmetrize
 
 if TYPE_CHECKING:
     from equirl.verification import check_symmetry, discover_symmetries

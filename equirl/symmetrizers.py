@@ -264,7 +264,7 @@ class Symmetrized(nn.Module):
         return self.symmetrizer(self.module, x)
 
 
-def symmetrize(
+def symmetrize_module(
     module: nn.Module,
     *,
     method: str,
@@ -282,15 +282,7 @@ def symmetrize(
         output: how the same group moves outputs.
         features_dim: the number of features, for ``method="lambda"``.
         options: further arguments of the method, such as ``score="entropy"`` for equizero.
-
-    >>> from equirl import Grid, Trivial, cyclic, equivariance_error
-    >>> turn, still = Grid(cyclic(4)), Trivial(cyclic(4))
-    >>> net = symmetrize(nn.Conv2d(3, 8, 3), method="equitune", input=turn, output=turn)
-    >>> equivariance_error(net, turn, turn, torch.rand(2, 3, 9, 9)) < 1e-5
-    True
     """
-    if not isinstance(module, nn.Module):
-        raise UserError(f"symmetrize({type(module).__name__}): expected a torch module")
     return Symmetrized(module, make_symmetrizer(method, input, output, features_dim, **options))
 
 
