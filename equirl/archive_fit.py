@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -73,16 +74,19 @@ def _fitted(
                 f"{shown(f'{name}.pth')} is nothing that {type(model).__name__} has: expected {_list(parts)}"
             )
     modules: _Modules = []
-    complete = True
+    kept = False
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             if name not in parameters:
                 raise UserError(f"{name}.pth is missing: {type(model).__name__} needs it")
-            modules.append((part, _fitted_module(part, parameters[name], name, fresh)))
-            complete &= set(parameters[name]) >= set(part.state_dict())
+            state, some_kept = _fitted_module(part, parameters[name], name, fresh)
+            modules.append((part, state))
+            kept |= some_kept
     states: _States = []
     for name, part in parts.items():
-        if isinstance(part, torch.optim.Optimizer) and optimizers and complete and name in parameters:
+        if isinstance(part, torch.optim.Optimizer) and optimizers and not kept:
+            if name not in parameters:
+                raise UserError(f"{name}.pth is missing: {type(model).__name__} needs it")
             states.append((part, _fitted_optimizer(part, parameters[name], name)))
     return modules, states
 
@@ -100,12 +104,15 @@ def _list(names: Any) -> str:
     return ", ".join(shorter[:MOST_NAMED]) + more
 
 
-def _fitted_module(module: nn.Module, state: Any, name: str, fresh: Sequence[str]) -> dict[str, torch.Tensor]:
+def _fitted_module(
+    module: nn.Module, state: Any, name: str, fresh: Sequence[str]
+) -> tuple[dict[str, torch.Tensor], bool]:
+    """Return what the module is to load, and whether some of it is the module's own."""
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{name}.pth is no mapping from names to tensors, as a network has")
     own: dict[str, torch.Tensor] = module.state_dict()
     filled = dict(state)
-    missing = []
+    missing, kept = [], False
     for key, tensor in own.items():
         if key in filled:
             continue
@@ -114,7 +121,7 @@ def _fitted_module(module: nn.Module, state: Any, name: str, fresh: Sequence[str
         if shared:
             filled[key] = state[shared[0]]
         elif any(step in fresh for step in key.split(".")):
-            filled[key] = tensor
+            filled[key], kept = tensor, True
         else:
             missing.append(key)
     unexpected = [key for key in state if key not in own]
@@ -126,7 +133,7 @@ def _fitted_module(module: nn.Module, state: Any, name: str, fresh: Sequence[str
         )
     for key, tensor in own.items():
         _check_alike(f"{name}.pth: {key}", filled[key], tensor)
-    return filled
+    return filled, kept
 
 
 def _check_alike(what: str, given: torch.Tensor, own: torch.Tensor) -> None:
@@ -153,33 +160,55 @@ def _fitted_optimizer(optimizer: torch.optim.Optimizer, given: Any, name: str) -
         if len(place) not in (count, 2 * count) or place != list(range(len(parameters), len(parameters) + len(place))):
             raise UserError(f"{name}.pth is for {len(place)} parameters: expected {count}, counted from 0")
         for key, value in group.items():
-            if key != "params" and (key not in mine or not _is_setting(value)):
-                raise UserError(
-                    f"{name}.pth has the setting {shown(key)} = {shown(value)}: expected one of {_list(mine)}"
-                )
+            if key != "params" and (key not in mine or not _is_alike(value, mine[key])):
+                like = f"like {mine[key]}" if key in mine else f"of {_list(mine)}"
+                raise UserError(f"{name}.pth has the setting {shown(key)} = {shown(value)}: expected one {like}")
+        # How to compute is this machine's affair; settings that an older torch did not have are the optimizer's own.
+        group |= {key: value for key, value in mine.items() if key not in group or key in _HOW_TO_COMPUTE}
         group["params"] = mine["params"]
-        for key, value in mine.items():
-            group.setdefault(key, value)
         parameters |= dict(zip(mine["params"], real["params"], strict=True))
+    entries = _entries(optimizer, groups[0])
     for place, values in state.items():
         if place not in parameters or not isinstance(values, Mapping):
             raise UserError(f"{name}.pth has a state for parameter {shown(place)}: expected 0 to {len(parameters) - 1}")
+        if entries is not None and set(values) != entries:
+            raise UserError(f"{name}.pth has {_list(values)} for parameter {place}: expected {_list(sorted(entries))}")
         for key, value in values.items():
-            _check_state(f"{name}.pth: {shown(key)} of parameter {place}", value, parameters[place])
-    return {"state": state, "param_groups": groups}
+            _check_state(f"{name}.pth: {shown(key)} of parameter {place}", key, value, parameters[place])
+    return {"state": copy.deepcopy(state), "param_groups": groups}  # training changes the state in place
 
 
-def _is_setting(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return len(value) <= 4 and all(_is_setting(part) for part in value)
-    return value is None or (isinstance(value, bool | int | float) and math.isfinite(value))
+_HOW_TO_COMPUTE = {"foreach", "fused", "capturable", "differentiable"}
+_SCALARS = {"step", "mu_product", "eta", "mu"}  # of torch's optimizers: one number whatever the parameter's shape
 
 
-def _check_state(what: str, value: Any, parameter: torch.Tensor) -> None:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_alike(value: Any, own: Any) -> bool:
+    if isinstance(own, tuple | list):
+        return isinstance(value, tuple | list) and len(value) == len(own) and all(map(_is_alike, value, own))
+    return value is None or isinstance(value, bool) if own is None or isinstance(own, bool) else _is_number(value)
+
+
+def _entries(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> set[str] | None:
+    """Return what the optimizer keeps for a parameter, found by a step of its like; None where that cannot be made."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    try:
+        like = type(optimizer)([{**group, "params": [parameter]}])  # type: ignore[call-arg]
+        like.step()
+    except Exception:  # an optimizer of the user's own may want anything
+        return None
+    return set(like.state[parameter])
+
+
+def _check_state(what: str, key: Any, value: Any, parameter: torch.Tensor) -> None:
     if isinstance(value, torch.Tensor):
-        if value.numel() != 1:
+        if key not in _SCALARS or value.numel() != 1:
             _check_alike(what, value, parameter)
-    elif not _is_setting(value):
+    elif value is not None and not _is_number(value):
         raise UserError(f"{what} is {shown(value)}: expected a number or a tensor of shape {tuple(parameter.shape)}")
 
 

@@ -23,6 +23,7 @@ MOST_DIRECTORY_BYTES = 8 * 2**20  # of a zip's table of contents: about 100,000 
 MOST_PICKLE_BYTES = 16 * 2**20
 MOST_VIEWS = 8  # SB3 stores a shared features extractor three times
 MOST_DEPTH = 8
+MOST_VALUES = 500_000  # counted as often as they are reached: a list may hold another many times
 _MEMBER = re.compile(
     r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+"
 )
@@ -103,7 +104,9 @@ def _records(raw: bytes) -> tuple[dict[str, int], bytes]:
         )
     size, offset, distance = directory(raw[-(22 + 76) :])
     # torch reads the zip with another library: where nothing is left to choose, both find the same.
-    if size > MOST_DIRECTORY_BYTES or offset + size + distance != len(raw) or raw[-22:-18] != b"PK\5\6":
+    plain = raw[-22:-18] == b"PK\5\6" and offset + size + distance == len(raw)
+    plain = plain and (distance == 22 or struct.unpack_from("<Q", raw, len(raw) - 34)[0] == len(raw) - distance)
+    if not plain or size > MOST_DIRECTORY_BYTES:
         raise UserError("its table of contents is not at its end: expected a zip as torch writes it")
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         infos = archive.infolist()
@@ -129,7 +132,7 @@ def _records(raw: bytes) -> tuple[dict[str, int], bytes]:
             with archive.open(info) as member:  # reads the local header, and all of it checks the sum
                 while member.read(2**20):
                     pass
-    return {name.removeprefix("data/"): info.file_size for name, info in members.items()}, pickle
+    return {name[5:]: info.file_size for name, info in members.items() if name.startswith("data/")}, pickle
 
 
 class _Vetting:
@@ -138,14 +141,14 @@ class _Vetting:
     def __init__(self, records: dict[str, int], size: int) -> None:
         self.records = records
         self.left = MOST_VIEWS * size
-        self.seen: dict[int, Any] = {}
+        self.values = MOST_VALUES
 
     def check(self, value: Any, depth: int = 0) -> None:
+        self.values -= 1
+        if self.values < 0:
+            raise UserError(f"it describes more than {MOST_VALUES} values")
         if value is None or isinstance(value, bool | float | str) or (isinstance(value, int) and abs(value) < 2**63):
             return
-        if id(value) in self.seen:
-            return
-        self.seen[id(value)] = value
         if depth > MOST_DEPTH:
             raise UserError(f"it is nested more than {MOST_DEPTH} deep")
         if isinstance(value, list | tuple):

@@ -20,7 +20,7 @@ from typing import IO, Any
 import torch
 
 from equirl.archive_fit import check_fit, load_parameters
-from equirl.archive_notes import notes_on_members, notes_on_pickles
+from equirl.archive_notes import notes
 from equirl.archive_tensors import MOST_DIRECTORY_BYTES, directory, read_tensors, shown
 from equirl.errors import UserError
 
@@ -29,7 +29,8 @@ __all__ = ["Archive", "check_fit", "load_parameters", "read_archive"]
 MOST_MEMBERS = 100  # SB3 writes fewer than ten
 MOST_DATA_BYTES = 16 * 2**20  # JSON takes some twenty times its size in memory
 MOST_BYTES = 16 * 2**30  # of all members together
-MOST_EXPANSION = 100  # of a compressed member above 1 MiB
+MOST_EXPANSION = 100  # of a member above 1 MiB
+MOST_EXPANSION_IN_ALL = 20  # of a zip above 64 MiB; SB3 compresses nothing, and weights hardly shrink
 MOST_DEPTH = 50
 VARIABLES = ("pytorch_variables.pth", "tensors.pth")  # the second before SB3 0.9
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -67,7 +68,8 @@ def read_archive(path: str | Path) -> Archive:
     path = Path(path)
     try:
         if not path.is_file():
-            raise UserError(f"{'a folder' if path.is_dir() else 'no such file'}: expected a zip that SB3 saved")
+            near = f"; did you mean {path}.zip?" if Path(f"{path}.zip").is_file() else ""
+            raise UserError(f"{'a folder' if path.is_dir() else 'no such file'}: expected a zip that SB3 saved{near}")
         with path.open("rb") as file:
             return _read(path, file)
     except UserError as error:
@@ -85,7 +87,8 @@ def _read(path: Path, file: IO[bytes]) -> Archive:
         data, pickles, twins = _read_data(members.read("data", MOST_DATA_BYTES))
         version = ""
         if "_stable_baselines3_version" in members.infos:
-            version = members.read("_stable_baselines3_version", 1000).decode("ascii", "replace").strip()
+            text = members.read("_stable_baselines3_version", 1000).decode("ascii", "replace").strip()
+            version = text if re.fullmatch(r"[\w.+-]{1,40}", text) else ""
         parameters: dict[str, Mapping[str, Any]] = {}
         variables: dict[str, torch.Tensor] = {}
         for name in members.infos:
@@ -97,8 +100,7 @@ def _read(path: Path, file: IO[bytes]) -> Archive:
                 read = read_tensors(members.read(name), name)
                 state = isinstance(read, dict) and set(read) == {"state", "param_groups"}
                 parameters[name.removesuffix(".pth")] = read if state else _tensors(read, name)
-        unread = [*notes_on_members(members.infos), *notes_on_pickles(pickles)]
-        return Archive(path, data, twins, parameters, variables, version, unread)
+        return Archive(path, data, twins, parameters, variables, version, notes(members.infos, pickles))
 
 
 class _Zip:
@@ -122,8 +124,12 @@ class _Zip:
             if info.filename in self.infos:
                 raise UserError(f"member {shown(info.filename)} comes twice")
             self.infos[info.filename] = info
-        if sum(info.file_size for info in infos) > MOST_BYTES:
-            raise UserError(f"its members expand to more than {MOST_BYTES // 2**30} GiB")
+        declared, most = sum(info.file_size for info in infos), min(MOST_BYTES, 2**26 + MOST_EXPANSION_IN_ALL * size)
+        if declared > most:
+            largest = max(infos, key=lambda info: info.file_size).filename
+            raise UserError(
+                f"it expands to {declared} bytes, most of them in {shown(largest)}: expected at most {most}"
+            )
         for one, other in pairwise(sorted(infos, key=lambda info: info.header_offset)):
             if one.header_offset + 30 + one.compress_size > other.header_offset:
                 raise UserError(f"members {shown(one.filename)} and {shown(other.filename)} overlap")
@@ -200,6 +206,7 @@ def _whole(text: str) -> int:
 
 
 def _real(text: str) -> float:
+    # The words Infinity and NaN do not come here: SB3 writes them, for instance for max_grad_norm.
     if not math.isfinite(float(text)):
         raise UserError(f"it has a huge number, {shown(text)}: expected one of double precision")
     return float(text)

@@ -22,7 +22,7 @@ class Global:
 
 @dataclass(frozen=True, eq=False)
 class Persistent:
-    """Something that the pickle expects its reader to provide, such as torch's storages."""
+    """Something that the pickle expects its reader to provide, such as torch's storages, by its key."""
 
     key: Any
 
@@ -46,13 +46,14 @@ class Outline:
     names: tuple[str, ...]
 
 
-def outline(pickle: bytes) -> Outline:
+def outline(pickle: bytes, most_opcodes: int = 1_000_000) -> Outline:
     """Return what a pickle describes, without importing or calling anything.
 
-    Time and memory grow with the number of opcodes: a value that the pickle names twice is one object here.
+    Time and memory grow with the number of opcodes: a value that the pickle names twice is one object here. A key of a
+    mapping that is neither a text nor a number becomes a `Persistent`, since it may take exponential time to hash.
 
     Raises:
-        MalformedPickleError: no pickle, one that is cut off, or keys of mappings that are neither texts nor numbers.
+        MalformedPickleError: no pickle, one that is cut off, too long, or has opcodes that no pickler writes any more.
 
     >>> import collections, pickle
     >>> outline(pickle.dumps([1, collections.OrderedDict])).names
@@ -62,7 +63,9 @@ def outline(pickle: bytes) -> Outline:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd escapes in texts
-            for opcode, argument, _ in pickletools.genops(pickle):
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+                if count >= most_opcodes:
+                    raise MalformedPickleError(f"a pickle of more than {most_opcodes} opcodes")
                 machine.step(opcode.name, argument)
         return Outline(machine.stack.pop(), tuple(dict.fromkeys(machine.names)))
     except MalformedPickleError:
@@ -137,16 +140,18 @@ class _Machine:
         self.stack.append(self.stack[-1])
 
     def _global(self, argument: str) -> None:
-        self._name(argument.replace(" ", ".", 1))
+        self._name(*argument.split(" ", 1))
 
     def _stack_global(self, _: Any) -> None:
         module, name = self._take(2)
         known = isinstance(module, str) and isinstance(name, str)
-        self._name(f"{module}.{name}" if known else "something computed")
+        self._name(*(module, name) if known else ("something", "computed"))
 
-    def _name(self, name: str) -> None:
-        self.names.append(name)
-        self.stack.append(Global(name))
+    def _name(self, module: str, name: str) -> None:
+        # An attribute of an attribute, such as utils:os.system, must not look like a member of a submodule.
+        whole = f"{module}{':' if '.' in name else '.'}{name}"
+        self.names.append(whole)
+        self.stack.append(Global(whole))
 
     def _inst(self, argument: str) -> None:
         arguments = tuple(self._since_mark())
@@ -170,7 +175,7 @@ class _Machine:
         self.stack.append(Call(function, (arguments, keywords)))
 
     def _ext(self, argument: int) -> None:
-        self._name(f"copyreg extension {argument}")
+        self._name("copyreg", f"extension {argument}")
 
     _ext1 = _ext2 = _ext4 = _ext
 
@@ -233,7 +238,6 @@ class _Machine:
         target = self.stack[-1]
         items = target.items if isinstance(target, Call) else target
         for key, value in _pairs(pairs):
-            # The hash of a tuple of tuples may take exponential time.
             items[key if isinstance(key, str | int | float | bytes | None) else Persistent(key)] = value
 
 
