@@ -1,9 +1,15 @@
-"""Checkpoints that a run goes on from: weights, replay buffer and counters, as files that hold no code."""
+"""Checkpoints that a run goes on from: weights, replay buffer and counters, as files that hold no code.
+
+What they leave out begins anew: the episodes under way, the noise on actions, which SB3 draws anew with each start, the
+unfinished rollout of PPO and A2C, and the random numbers.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equirl.archives import load_parameters, read_archive
 from equirl.errors import UserError
 
 _COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate")
+_MOST_STATE = 2**16  # characters of state.json, which has a dozen lines
+_CHUNK = 2**24  # bytes of a buffer's array at a time
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
@@ -59,20 +68,27 @@ def checkpoint_steps(folder: Path) -> int:
 def load_checkpoint(model: Any, folder: Path) -> None:
     """Put the latest checkpoint of a run folder into a freshly built model.
 
-    Weights are read by torch's weights-only loader and the buffer as bare arrays: nothing is unpickled.
+    Weights are read by `equirl.archives` and the buffer as bare arrays: nothing is unpickled, and nothing takes more
+    memory than the model has already.
 
     Raises:
         UserError: there is no checkpoint, or one that does not fit the model.
     """
     state, target = _state(folder), folder / "checkpoints"
     try:
-        model.set_parameters(target / Path(state["model"]).name, device=model.device)
+        archive = read_archive(target / Path(state["model"]).name)
+        try:
+            load_parameters(model, archive)
+        except UserError as error:
+            raise UserError(f"{archive.path}: {error}") from None
         for key in _COUNTERS:
             if key in state and hasattr(model, key):
-                setattr(model, key, type(getattr(model, key))(state[key]))
+                setattr(model, key, state[key])
         if getattr(model, "replay_buffer", None) is not None:
             _fill_buffer(model.replay_buffer, target / Path(state["replay_buffer"]).name)
-    except Exception as error:  # torch, zipfile and numpy raise many kinds on a damaged file
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and numpy raise many kinds on a damaged file
         raise UserError(
             f"checkpoint in {str(target)!r} cannot be read: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}"
@@ -82,13 +98,21 @@ def load_checkpoint(model: Any, folder: Path) -> None:
 def _state(folder: Path) -> dict[str, Any]:
     path = folder / "checkpoints" / "state.json"
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            state = json.loads(file.read(_MOST_STATE))
     except FileNotFoundError:
         raise UserError(f"no checkpoint to resume from: expected {str(path)!r}, which training writes") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(state, dict) or not isinstance(state.get("num_timesteps"), int) or "model" not in state:
+    if not isinstance(state, dict) or not {"num_timesteps", "model"} <= state.keys():
         raise UserError(f"{str(path)!r}: expected a mapping with num_timesteps and model")
+    for key in ("model", "replay_buffer"):
+        if not isinstance(state.get(key, ""), str):
+            raise UserError(f"{str(path)!r}: {key} {state[key]!r}: expected a file's name")
+    for key in _COUNTERS:
+        value, kinds = state.get(key, 0), (int, float) if key == "exploration_rate" else (int,)
+        if type(value) not in kinds or not 0 <= value < math.inf:
+            raise UserError(f"{str(path)!r}: {key} {value!r}: expected a number of at least 0")
     return state
 
 
@@ -105,13 +129,29 @@ def _buffer_arrays(buffer: Any) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def _fill_buffer(buffer: Any, path: Path) -> None:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        position, full = (int(number) for number in stored["place"])
+    with zipfile.ZipFile(path) as stored:
+        place = np.zeros(2, dtype=np.int64)
+        _read_into(place, stored, "place")
+        position, full = place.tolist()
         if not 0 <= position < buffer.buffer_size:
             raise ValueError(f"position {position} in a buffer of {buffer.buffer_size}")
         buffer.pos, buffer.full = position, bool(full)
         for name, part in _buffer_arrays(buffer):
-            values = stored[name]
-            if values.shape != part.shape:
-                raise ValueError(f"{name} has shape {values.shape}, where {part.shape} was expected")
-            part[:] = values
+            _read_into(part, stored, name)
+
+
+def _read_into(part: NDArray[Any], stored: zipfile.ZipFile, name: str) -> None:
+    """Fill an array with that of the same name, shape and type; numpy's own reader allocates whatever a file claims."""
+    with stored.open(f"{name}.npy") as member:
+        if np.lib.format.read_magic(member) != (1, 0):
+            raise ValueError(f"{name} is not as numpy writes arrays")
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        if (shape, dtype, is_fortran) != (part.shape, part.dtype, False):
+            raise ValueError(f"{name} has shape {shape} of {dtype}, where {part.shape} of {part.dtype} was expected")
+        content = part.reshape(-1).view(np.uint8)  # the same memory: the first rows of an array in C's order
+        done = 0
+        while done < content.size and (read := member.read(min(_CHUNK, content.size - done))):
+            content[done : done + len(read)] = np.frombuffer(read, np.uint8)
+            done += len(read)
+        if done < content.size or member.read(1):
+            raise ValueError(f"{name} does not have the {part.nbytes} bytes of its shape")

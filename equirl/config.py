@@ -285,8 +285,10 @@ def action_noise(hyperparameters: Mapping[str, Any], action_space: "spaces.Space
         return None
     if not isinstance(action_space, Box):
         raise UserError(f"noise_type {kind!r} on {action_space}: expected actions in a Box")
-    makers = {"normal": noise.NormalActionNoise, "ornstein-uhlenbeck": noise.OrnsteinUhlenbeckActionNoise}
-    return makers[kind](np.zeros(action_space.shape), np.full(action_space.shape, float(hyperparameters["noise_std"])))
+    mean, sigma = np.zeros(action_space.shape), np.full(action_space.shape, float(hyperparameters["noise_std"]))
+    if kind == "normal":
+        return noise.NormalActionNoise(mean, sigma)
+    return noise.OrnsteinUhlenbeckActionNoise(mean, sigma)
 
 
 def _with_classes(value: Any) -> Any:

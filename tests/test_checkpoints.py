@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import tracemalloc
 import zipfile
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from equirl.agents.dqn import MlpPolicy, MultiInputPolicy
 from equirl.checkpoints import checkpoint_steps, load_checkpoint, save_checkpoint
+from equirl.config import action_noise, algorithm_class, algorithm_kwargs, policy_class, validate
 from equirl.errors import UserError
 from equirl.symmetry import Symmetry
 
@@ -182,21 +185,158 @@ def test_a_damaged_file_is_one_line(file, damage, tmp_path):
     assert str(tmp_path) in refused(tmp_path)
 
 
-@pytest.mark.parametrize("state", ["[]", "{}", '{"num_timesteps": "many", "model": "x"}', '{"num_timesteps": 3}'])
-def test_a_state_that_is_none_is_one_line(state, tmp_path):
+STATES = {
+    "[]": "num_timesteps and model",
+    "{}": "num_timesteps and model",
+    '{"num_timesteps": 3}': "num_timesteps and model",
+    '{"num_timesteps": 3, "model": ["x"]}': "a file's name",
+    '{"num_timesteps": 3, "model": "x", "replay_buffer": {}}': "a file's name",
+    '{"num_timesteps": "many", "model": "x"}': "num_timesteps 'many': expected a number",
+    '{"num_timesteps": true, "model": "x"}': "expected a number",
+    '{"num_timesteps": -1, "model": "x"}': "expected a number",
+    '{"num_timesteps": 3, "model": "x", "_n_updates": 1.5}': "expected a number",
+    '{"num_timesteps": 3, "model": "x", "exploration_rate": Infinity}': "expected a number",
+    '{"num_timesteps": 3, "model": "x", "exploration_rate": NaN}': "expected a number",
+    "[" * 20_000: "cannot be read",
+    " " * 70_000 + '{"num_timesteps": 3, "model": "x"}': "cannot be read",
+}
+
+
+@pytest.mark.parametrize(("state", "expected"), STATES.items(), ids=range(len(STATES)))
+def test_a_state_that_is_none_is_one_line(state, expected, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "state.json").write_text(state)
-    assert "num_timesteps and model" in refused(tmp_path)
+    assert expected in refused(tmp_path)
 
 
 def test_no_checkpoint_is_one_line(tmp_path):
     assert "state.json" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("kwargs", [{"n_envs": 2}, {"buffer_size": 7}, {"env": Dictionary}])
-def test_a_checkpoint_of_another_run_is_refused(kwargs, tmp_path):
+OTHERS = [({"n_envs": 2}, "has shape"), ({"buffer_size": 7}, "in a buffer of 7"), ({"env": Dictionary}, "policy.pth")]
+
+
+@pytest.mark.parametrize(("kwargs", "expected"), OTHERS)
+def test_a_checkpoint_of_another_run_is_refused(kwargs, expected, tmp_path):
     save_checkpoint(build().learn(20), tmp_path)
-    assert "cannot be read" in refused(tmp_path, **kwargs)
+    message = refused(tmp_path, **kwargs)
+    assert expected in message
+    assert str(tmp_path) in message
+
+
+def rewritten(folder: Path, name: str, content: bytes, compression: int = zipfile.ZIP_STORED) -> None:
+    """Replace one array of a checkpoint's buffer by these bytes."""
+    path = folder / "checkpoints" / "replay_buffer_20.npz"
+    with zipfile.ZipFile(path) as stored:
+        members = {member: stored.read(member) for member in stored.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as stored:
+        for member, old in members.items():
+            stored.writestr(member, content if member == f"{name}.npy" else old)
+
+
+def npy(header: str, content: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + content
+
+
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (21, 1)}\n"
+LIES = {
+    "a shape that no memory holds": npy(HEADER.replace("21", "1" + "0" * 11), bytes(84)),
+    "another type": npy(HEADER.replace("<f4", "<i4"), bytes(84)),
+    "another order": npy(HEADER.replace("False", "True"), bytes(84)),
+    "too little": npy(HEADER, bytes(80)),
+    "too much": npy(HEADER, bytes(88)),
+    "a pickle": npy(HEADER.replace("<f4", "|O"), pickle.dumps([1])),
+    "an expression": npy("__import__('os').mkdir('owned')", b""),
+    "a header without end": npy("{'descr': ", b"")[:-4],
+    "no array": b"text",
+    "a bomb": npy(HEADER, bytes(2**25)),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_array_that_lies_is_refused_in_little_memory(lie, tmp_path):
+    save_checkpoint(build().learn(20), tmp_path)
+    rewritten(tmp_path, "rewards", LIES[lie], zipfile.ZIP_DEFLATED)
+    fresh = build()
+    tracemalloc.start()
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint(fresh, tmp_path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**24
+    rewritten(tmp_path, "rewards", npy(HEADER, bytes(84)), zipfile.ZIP_DEFLATED)
+    load_checkpoint(fresh, tmp_path)  # the header above is the right one, and compression no reason to refuse
+    assert fresh.replay_buffer.rewards.sum() == 0
+
+
+# ------------------------------------------------------------------------------------------------- every algorithm
+
+OFF_POLICY = {"buffer_size": 200, "learning_starts": 20, "batch_size": 8}
+SMALL: dict[str, dict[str, Any]] = {
+    "dqn": {**OFF_POLICY, "train_freq": 4, "target_update_interval": 10},
+    "qrdqn": {**OFF_POLICY, "train_freq": 4, "target_update_interval": 10},
+    "ppo": {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "n_envs": 2, "learning_rate": "lin_1e-3"},
+    "a2c": {"n_steps": 8, "n_envs": 2, "learning_rate": "lin_1e-3"},
+    "sac": {**OFF_POLICY, "ent_coef": "auto_0.1"},
+    "td3": {**OFF_POLICY, "policy_delay": 3, "noise_type": "ornstein-uhlenbeck", "noise_std": 0.1},
+}
+
+
+def built(algo: str, seed: int) -> Any:
+    env_id = "Pendulum-v1" if algo in ("sac", "td3") else "CartPole-v1"
+    given = {"policy": "MlpPolicy", "n_timesteps": 1, "policy_kwargs": {"net_arch": [8]}, **SMALL[algo]}
+    hyperparameters = validate(algo, given)
+    env = make_vec_env(env_id, n_envs=hyperparameters.get("n_envs", 1), seed=seed)
+    kwargs = algorithm_kwargs(hyperparameters)
+    kwargs["policy_kwargs"].update(symmetry=env_id, method="equitune")
+    if "noise_type" in hyperparameters:
+        kwargs["action_noise"] = action_noise(hyperparameters, env.action_space)
+    return algorithm_class(algo)(policy_class(algo, "MlpPolicy"), env, seed=seed, device="cpu", **kwargs)
+
+
+def half(model: Any) -> Any:
+    """Learn half of 192 steps, from new episodes and with equal dice."""
+    model.set_env(make_vec_env(model.get_env().envs[0].spec.id, n_envs=model.n_envs, seed=3))
+    model.set_random_seed(3)
+    left = 192 - model.num_timesteps
+    stop = model.num_timesteps + 96
+    model.learn(left, reset_num_timesteps=False, callback=lambda scope, _: scope["self"].num_timesteps <= stop)
+    return model
+
+
+def learnt(model: Any) -> dict[str, torch.Tensor]:
+    """Return every number that learning has changed."""
+    modules, variables = model._get_torch_save_params()
+    found: dict[str, torch.Tensor] = {}
+    for name in (*modules, *variables):
+        part = attrgetter(name)(model)
+        state = {"": part} if isinstance(part, torch.Tensor) else part.state_dict()
+        leaves = state.get("state", state) if "param_groups" in state else state
+        for key, value in leaves.items():
+            parts = value if isinstance(value, dict) else {"": value}
+            found |= {f"{name}.{key}.{k}": v.detach().clone() for k, v in parts.items() if isinstance(v, torch.Tensor)}
+    return found
+
+
+@pytest.mark.parametrize("algo", SMALL)
+def test_a_resumed_run_learns_what_the_whole_one_does(algo, tmp_path):
+    model = half(built(algo, seed=0))
+    save_checkpoint(model, tmp_path)
+    before = learnt(model)
+    whole = learnt(half(model))
+    assert any(not torch.equal(before[key], whole[key]) for key in before)
+
+    resumed = built(algo, seed=1)
+    load_checkpoint(resumed, tmp_path)
+    after = learnt(resumed)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert resumed.num_timesteps == checkpoint_steps(tmp_path) > 0
+    assert resumed._n_updates > 0
+    resumed = learnt(half(resumed))
+    assert whole.keys() == resumed.keys()
+    for key, value in whole.items():
+        assert torch.equal(resumed[key], value), key
 
 
 def test_a_place_outside_the_buffer_is_refused(tmp_path):
