@@ -99,9 +99,7 @@ def read_tensors(raw: bytes, where: str) -> Any:
 def _records(raw: bytes) -> tuple[dict[str, int], bytes]:
     """Return the sizes of the storages, and the pickle that says what they are, of a zip that torch has written."""
     if not raw.startswith(b"PK\3\4"):
-        raise UserError(
-            "it is no zip, as torch saves since version 1.6: a legacy file is one pickle, which is not read"
-        )
+        raise UserError("it is no zip: expected one, as torch writes since version 1.6; before, it wrote bare pickles")
     size, offset, distance = directory(raw[-(22 + 76) :])
     # torch reads the zip with another library: where nothing is left to choose, both find the same.
     plain = raw[-22:-18] == b"PK\5\6" and offset + size + distance == len(raw)
@@ -221,7 +219,7 @@ def _code(function: Any) -> str:
     name = shown(function.name) if isinstance(function, Global) else "something computed"
     if isinstance(function, Global) and function.name.startswith("torch._utils._rebuild"):
         return f"it has a tensor made by {name}: expected plain dense tensors"
-    return f"it names {name}, which is Python code and was not run (--trust would run it): expected plain tensors"
+    return f"it names {name}, which is Python code and was not run: expected plain tensors"
 
 
 def _plain(value: Any, name: str) -> Any:

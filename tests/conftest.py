@@ -3,8 +3,9 @@
 import os
 import random
 import sys
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -67,6 +68,17 @@ def data_dir() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"EQUIRL_DATA is {folder!r}, which is no folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def malformed() -> ModuleType:
+    """Return tests/_malformed.py: `corpus(folder, content)` writes zips that every command must refuse in one line."""
+    spec = spec_from_file_location("_malformed", ROOT / "tests" / "_malformed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Said(NamedTuple):
