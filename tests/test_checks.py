@@ -5,6 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import one_hot
 
 from equirl import (
     Equitune,
@@ -205,6 +208,80 @@ def test_disagreement_with_actions_that_stay():
 def test_disagreement_needs_a_permutation_of_actions():
     with pytest.raises(UserError, match=r"greedy actions under Signed.*: expected a permutation of action values"):
         greedy_disagreement(lambda x: x, NEGATE, NEGATE, torch.rand(1, 2))
+
+
+# greedy_disagreement of actions, within a tolerance
+
+
+@pytest.mark.parametrize(
+    ("f", "x", "tolerance", "share"),
+    [
+        (lambda x: -2 * x, [[1.0, 5.0]], 0.0, 0.0),
+        # f(g x) = -x + 0.5 and g f(x) = -x - 0.5: 1 apart in both entries.
+        (lambda x: x + 0.5, [[1.0, 5.0]], 1.0, 0.0),
+        (lambda x: x + 0.5, [[1.0, 5.0]], 0.875, 1.0),
+        # One entry is enough: 1 apart in the first, 0 in the second.
+        (lambda x: x + torch.tensor([0.5, 0.0]), [[1.0, 5.0]], 0.875, 1.0),
+        # 2 x^2 = 2, 8 and 18 apart.
+        (lambda x: x.square(), [[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]], 8.0, 1 / 3),
+        # Each entry has its own tolerance: 2 and 8 apart, then 8 and 2.
+        (lambda x: x.square(), [[1.0, 2.0], [2.0, 1.0]], torch.tensor([2.0, 8.0]), 0.5),
+    ],
+)
+def test_disagreement_of_actions_by_hand(f, x, tolerance, share):
+    assert greedy_disagreement(f, NEGATE, NEGATE, torch.tensor(x), tolerance) == pytest.approx(share)
+
+
+def test_disagreement_of_actions_that_turn():
+    """Only the turn by two thirds goes wrong, by 7 in an entry: one of two turns."""
+    shown = torch.tensor([[1.0, 2.0, 0.0]])
+
+    def f(x):
+        return x + torch.where((x == shown.roll(2)).all(-1, keepdim=True), 7.0, 0.0) * torch.tensor([0.0, 1.0, 0.0])
+
+    assert greedy_disagreement(f, CYCLE, CYCLE, shown, 6.5) == 0.5
+    assert greedy_disagreement(f, CYCLE, CYCLE, shown, 7.0) == 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_actions_that_are_no_numbers_agree_with_nothing(value):
+    x = torch.tensor([[1.0, 5.0], [2.0, 3.0]])
+    assert greedy_disagreement(lambda x: x * value, SWAP, SWAP, x, 0.5) == 1.0
+    late = iter([1.0, value])
+    assert greedy_disagreement(lambda x: x * next(late), SWAP, SWAP, x, 0.5) == 1.0
+
+
+entries = st.lists(st.integers(-4, 4).map(float), min_size=3, max_size=3)
+
+
+@given(st.lists(entries, min_size=1, max_size=6), entries)
+def test_one_hot_actions_within_a_half_are_greedy_actions(rows, offset):
+    """What the values say, and what the actions that they lead to say, is the same, ties included."""
+    x, off = torch.tensor(rows), torch.tensor(offset)
+    by_values = greedy_disagreement(lambda x: x + off, CYCLE, CYCLE, x)
+    by_actions = greedy_disagreement(lambda x: one_hot((x + off).argmax(-1), 3), CYCLE, CYCLE, x, 0.5)
+    assert by_values == by_actions
+    wrong = []
+    for row in x:
+        still = int((row + off).argmax())
+        wrong += [int((row.roll(k) + off).argmax()) != (still + k) % 3 for k in (1, 2)]
+    assert by_values == pytest.approx(sum(wrong) / len(wrong))
+
+
+@given(st.lists(entries, min_size=1, max_size=6), entries, st.tuples(*[st.sampled_from([0.0, 1.0, 2.0, 8.0])] * 3))
+def test_disagreement_of_actions_equals_a_loop_and_falls_with_tolerance(rows, offset, allowed):
+    x, off = torch.tensor(rows), torch.tensor(offset)
+
+    def share(tolerance):
+        return greedy_disagreement(lambda x: x * x + off, CYCLE, CYCLE, x, tolerance)
+
+    def apart(row, k):
+        return ((row.roll(k).square() + off) - (row.square() + off).roll(k)).abs().tolist()
+
+    wrong = [any(a > t for a, t in zip(apart(row, k), allowed, strict=True)) for row in x for k in (1, 2)]
+    assert share(torch.tensor(allowed)) == pytest.approx(sum(wrong) / len(wrong))
+    assert share(max(allowed)) <= share(torch.tensor(allowed)) <= share(min(allowed))
+    assert share(0.0) == pytest.approx(sum(any(apart(row, k)) for row in x for k in (1, 2)) / len(wrong))
 
 
 def test_a_symmetrizer_mends_what_the_checks_see():
