@@ -362,9 +362,9 @@ def test_networks_for_dictionaries(algo):
             return super().forward(x["vector"])
 
     chosen = {"symmetry": turns, "method": "equitune", "features_extractor_class": First, **more}
-    policy: Any = algorithm(module.MultiInputPolicy, Seeing(vectors), policy_kwargs=chosen).policy
-    assert type(policy.acting.features_extractor) is First
-    assert policy.equivariance_error({"vector": torch.rand(5, 2)}) <= 1e-5
+    chosen_policy: Any = algorithm(module.MultiInputPolicy, Seeing(vectors), policy_kwargs=chosen).policy
+    assert type(chosen_policy.acting.features_extractor) is First
+    assert chosen_policy.equivariance_error({"vector": torch.rand(5, 2)}) <= 1e-5
 
 
 # What a policy keeps
