@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from copy import copy
 from typing import Any, cast
 
 import torch
@@ -136,9 +137,9 @@ class ActorCriticPolicy(SymmetricPolicy, SymmetricNet, sb3.ActorCriticPolicy):
         return self._spread.orbit(self.log_std[None]).mean((0, 1))  # type: ignore[no-any-return]
 
     def _distribution(self, action: Tensor) -> Distribution:
-        """Return SB3's distribution from logits or means."""
+        """Return SB3's distribution from logits or means, a new one, so that the policy keeps nothing of a call."""
         parameters = (action,) if self._spread is None else (action, self.tied_log_std())
-        return self.action_dist.proba_distribution(*parameters)
+        return copy(self.action_dist).proba_distribution(*parameters)
 
     def _distribution_and_values(self, obs: PyTorchObs) -> tuple[Distribution, Tensor]:
         outputs = self.symmetrized(self.movable(obs))
