@@ -102,36 +102,40 @@ def _rebuilt(model: Model, policy: type[SymmetricPolicy], policy_kwargs: dict[st
         copy.replay_buffer = model.replay_buffer  # type: ignore[attr-defined]
     copy._setup_model()
     copy.seed, copy.env, copy._vec_normalize_env = model.seed, model.env, model._vec_normalize_env
-    _copy_parameters(model.get_parameters(), copy)
-    for name in variables:
-        recursive_setattr(copy, f"{name}.data", recursive_getattr(model, name).data.clone())
+    copy_parameters(model, copy)
     copy.policy.set_training_mode(model.policy.training)
     return copy  # type: ignore[no-any-return]
 
 
-def _copy_parameters(parameters: dict[str, Any], model: Any) -> None:
-    """Set a model's parameters; a symmetrizer's own are fresh, and so are the optimizers' states where it has any."""
-    fresh = model.get_parameters()
-    same = True
-    for name in [name for name in fresh if isinstance(recursive_getattr(model, name), torch.nn.Module)]:
-        kept = {key: value for key, value in fresh[name].items() if _is_symmetrizers(key)}
+def copy_parameters(source: BaseAlgorithm, target: BaseAlgorithm) -> None:
+    """Give a model the weights, the optimizers' states and the loose tensors of another with the same networks.
+
+    Where the two differ in what their symmetrizers learn, the target's symmetrizers stay fresh, and so do the states of
+    the optimizers that count their parameters.
+    """
+    parameters, fresh = source.get_parameters(), target.get_parameters()
+    anew = False
+    for name in _networks(target):
+        own = {key: value for key, value in fresh[name].items() if _is_symmetrizers(key)}
         given = {key: value for key, value in parameters[name].items() if not _is_symmetrizers(key)}
-        if kept.keys() == parameters[name].keys() - given.keys():
-            continue  # the same symmetrizer: what it learned goes along
-        same = False
-        parameters = {**parameters, name: {**given, **kept}}
-    if not same:
-        parameters = {name: part for name, part in parameters.items() if not _is_of_policy(name)}
-    model.set_parameters({**{name: fresh[name] for name in fresh if name not in parameters}, **parameters})
+        if own.keys() != parameters[name].keys() - given.keys():
+            anew = True
+            parameters[name] = {**given, **own}
+    if anew:
+        states = {name: state for name, state in fresh.items() if name.endswith("optimizer")}
+        parameters |= {name: state for name, state in states.items() if name != "ent_coef_optimizer"}
+    target.set_parameters(parameters)  # type: ignore[arg-type]
+    for name in source._get_torch_save_params()[1]:
+        recursive_setattr(target, f"{name}.data", recursive_getattr(source, name).data.clone())
+
+
+def _networks(model: BaseAlgorithm) -> list[str]:
+    names = model._get_torch_save_params()[0]
+    return [name for name in names if isinstance(recursive_getattr(model, name), torch.nn.Module)]
 
 
 def _is_symmetrizers(key: str) -> bool:
     return "symmetrizer" in key.split(".")
-
-
-def _is_of_policy(name: str) -> bool:
-    """Whether a saved part is an optimizer of the policy's networks, which a new symmetrizer's parameters join."""
-    return name.endswith("optimizer") and name != "ent_coef_optimizer"
 
 
 def check_normalization(model: BaseAlgorithm, symmetry: Symmetry, method: str) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Image
 
 from equirl.checkpoints import save_checkpoint
-from equirl.checks import equivariance_error, greedy_disagreement
 from equirl.figures import orbit_picture
 from equirl.symmetrizers import Equizero, LambdaEquitune
 
@@ -123,7 +123,7 @@ class SymmetryCallback(EveryNSteps):
     Args:
         every: environment steps between two looks.
         action_names: what the picture calls the actions.
-        samples: observations looked at, drawn from the replay buffer.
+        samples: observations looked at, drawn from the replay buffer or the last rollout.
     """
 
     def __init__(self, every: int, action_names: Sequence[str], samples: int = 128) -> None:
@@ -141,52 +141,58 @@ class SymmetryCallback(EveryNSteps):
         if observations is None:
             return
         policy: Any = self.model.policy
-        net, symmetry, was_training = policy.q_net, policy.symmetry, policy.q_net.training
-        net.set_training_mode(False)
+        was_training = policy.training
+        policy.set_training_mode(False)
         with torch.no_grad():
-            views = net.movable(observations)
-            self.last_error = equivariance_error(net.symmetrized, symmetry.observation, symmetry.action, views)
-            disagreement = greedy_disagreement(net.values_and_features, symmetry.observation, symmetry.action, views)
+            self.last_error = policy.equivariance_error(observations)
+            disagreement = policy.greedy_disagreement(observations, plain=True)
             self.logger.record("symmetry/equivariance_error", self.last_error, exclude=TEXT_ONLY)
             self.logger.record("symmetry/greedy_disagreement", disagreement, exclude=TEXT_ONLY)
-            self._record_weights(net, observations)
-            self._record_orbit(net, views)
-        net.set_training_mode(was_training)
+            self._record_weights(policy, observations)
+            self._record_orbit(policy, observations)
+        policy.set_training_mode(was_training)
         self.logger.dump(self.num_timesteps)
 
     def _sample(self) -> Any:
-        """Return observations from the replay buffer as the network reads them, or None while it is empty."""
+        """Return stored observations as the network reads them, or None while there are none."""
         model: Any = self.model
-        buffer = model.replay_buffer
+        buffer = getattr(model, "replay_buffer", None) or model.rollout_buffer
         filled = buffer.buffer_size if buffer.full else buffer.pos
         if not filled:
             return None
         rows = self._random.integers(filled, size=self.samples)
         columns = self._random.integers(buffer.n_envs, size=self.samples)
         stored = buffer.observations
-        if isinstance(stored, dict):
-            return {key: buffer.to_torch(part[rows, columns]) for key, part in stored.items()}
-        return buffer.to_torch(stored[rows, columns])
+        flat = getattr(buffer, "generator_ready", False)  # a rollout that was learnt from has no axis of environments
 
-    def _record_weights(self, net: Any, observations: Any) -> None:
-        if not isinstance(net.symmetrizer, LambdaEquitune | Equizero):
+        def drawn(part: Any) -> Any:
+            return buffer.to_torch(part[columns * buffer.buffer_size + rows] if flat else part[rows, columns])
+
+        return {key: drawn(part) for key, part in stored.items()} if isinstance(stored, dict) else drawn(stored)
+
+    def _record_weights(self, policy: Any, observations: Any) -> None:
+        if policy.method not in (LambdaEquitune.method, Equizero.method):
             return
-        label = "lambda" if isinstance(net.symmetrizer, LambdaEquitune) else "chosen"
-        weights = net.element_weights(observations)
-        for name, row in zip(net.symmetry.group.names, weights, strict=True):
+        label = "lambda" if policy.method == LambdaEquitune.method else "chosen"
+        weights = policy.element_weights(observations)
+        for name, row in zip(policy.symmetry.group.names, weights, strict=True):
             self.logger.record(f"symmetry/{label}_{name}", float(row.mean()), exclude=TEXT_ONLY)
         if label == "lambda":
             self.logger.record("symmetry/lambda", weights.flatten(), exclude=TEXT_ONLY)
 
-    def _record_orbit(self, net: Any, observations: Any) -> None:
+    def _record_orbit(self, policy: Any, observations: Any) -> None:
         if isinstance(observations, dict):
             return
-        views = net.symmetry.observation.orbit(observations[:1])
-        values = net.symmetrized(views.flatten(0, 1))
+        views = policy.symmetry.observation.orbit(policy.acting.movable(observations[:1]))
+        values = policy.scores(views.flatten(0, 1))
         if not values.isfinite().all():
             return  # learning diverged; the curves say so
         picture = orbit_picture(
-            views[:, 0].cpu().numpy(), values.cpu().numpy(), net.symmetry.group.names, self.action_names
+            views[:, 0].cpu().numpy(),
+            values.cpu().numpy(),
+            policy.symmetry.group.names,
+            self.action_names,
+            continuous=isinstance(policy.action_space, spaces.Box),
         )
         self.logger.record("symmetry/orbit", Image(picture, "HWC"), exclude=TEXT_ONLY)
 

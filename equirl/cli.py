@@ -1,4 +1,4 @@
-"""The command line: ``equirl train``, ``evaluate`` and ``enjoy``; `symmetry_commands` has those about symmetries.
+"""The command line: ``equirl train``, ``evaluate``, ``enjoy``, ``wrap``; `symmetry_commands` has those on symmetries.
 
 Results go to standard output, as tables or, with ``--json``, as one JSON document; progress goes to standard error.
 Exit code 0: done. 1: the answer is no. 2: bad input, said in one line.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,20 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from equirl import symmetry_commands
-from equirl.console import AsJson, Packages, import_modules, print_json, print_table, quiet_libraries, shown
+from equirl.console import (
+    Agent,
+    AsJson,
+    OfAlgo,
+    OfEnv,
+    Packages,
+    Trust,
+    import_modules,
+    print_json,
+    print_notes,
+    print_table,
+    quiet_libraries,
+    shown,
+)
 from equirl.errors import UserError
 from equirl.symmetrizers import METHODS
 
@@ -29,8 +43,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[str, typer.Argument(help="A run folder such as logs/dqn/CartPole-v1_1, or a zip inside one.")]
 
 
 def main() -> None:
@@ -54,8 +66,12 @@ def _group() -> None:
 @app.command()
 def train(
     ctx: typer.Context,
-    env: Annotated[str, typer.Option("--env", help="Gymnasium id of the environment.")] = "CartPole-v1",
-    algo: Annotated[str, typer.Option("--algo", help="Algorithm.")] = "dqn",
+    env: Annotated[
+        str | None, typer.Option("--env", help="Gymnasium id of the environment; CartPole-v1 if not given.")
+    ] = None,
+    algo: Annotated[
+        str | None, typer.Option("--algo", help="dqn, qrdqn, ppo, a2c, sac or td3; dqn if not given.")
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option("--method", help=f"{', '.join(METHODS)}; the configuration's if not given."),
@@ -83,12 +99,19 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on in this run folder from its last checkpoint.")
     ] = None,
+    trained_agent: Annotated[
+        Path | None,
+        typer.Option("-i", "--trained-agent", help="Start from this agent's weights and settings, in a new folder."),
+    ] = None,
+    trust: Trust = False,
     gym_packages: Packages = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one agent, with progress, TensorBoard curves, checkpoints and a closing evaluation."""
     from equirl.config import parse_overrides
+    from equirl.conversion import start_from, with_overrides
     from equirl.folders import read_settings
+    from equirl.loading import find_agent
     from equirl.runs import settings_of
     from equirl.training import resume as resume_run
     from equirl.training import train as train_run
@@ -97,19 +120,27 @@ def train(
         raise UserError(f"-n {n_timesteps}: expected a whole number of at least 1")
     with quiet_libraries():
         import_modules(gym_packages)
+        own = {"method": method, "symmetry": symmetry, "n_timesteps": n_timesteps, "n_envs": n_envs}
+        overrides = parse_overrides(hyperparams or [])
+        overrides |= {key: value for key, value in own.items() if value is not None}
+        start, trusted = None, None if trust else gym_packages or ()
         if resume is not None:
-            settings = read_settings(resume)
+            settings = read_settings(resume, trusted)
             _refuse_changes(ctx, settings)
+        elif trained_agent is not None:
+            if conf_file is not None:
+                raise UserError(f"--conf-file {conf_file} with --trained-agent: expected the agent's own, and -P")
+            found = find_agent(trained_agent, env, algo, trust, gym_packages or ())
+            print_notes(found.notes)
+            settings = replace(with_overrides(found, overrides, seed), device=device)
+            start = start_from(found)
         else:
-            own = {"method": method, "symmetry": symmetry, "n_timesteps": n_timesteps, "n_envs": n_envs}
-            overrides = parse_overrides(hyperparams or [])
-            overrides |= {key: value for key, value in own.items() if value is not None}
-            settings = settings_of(algo, env, overrides, conf_file, seed, device)
+            settings = settings_of(algo or "dqn", env or "CartPole-v1", overrides, conf_file, seed, device)
         _use_threads(num_threads if num_threads is not None else -1 if settings.env_id.startswith("ALE/") else 1)
         if resume is not None:
-            result = resume_run(resume, n_timesteps)
+            result = resume_run(resume, n_timesteps, trusted=trusted)
         else:
-            result = train_run(settings, log_folder, eval_freq, eval_episodes, save_freq)
+            result = train_run(settings, log_folder, eval_freq, eval_episodes, save_freq, start=start)
     if as_json:
         return print_json(result)
     print_table(
@@ -127,21 +158,27 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Model,
+    model: Agent,
     episodes: Annotated[int, typer.Option("--episodes", help="Episodes a method.")] = 20,
     methods: Annotated[
         str | None, typer.Option("--methods", help="all, or names with commas; the trained one if not given.")
     ] = None,
+    env: OfEnv = None,
+    algo: OfAlgo = None,
+    trust: Trust = False,
     gym_packages: Packages = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure an agent's return under its own method, or under each on the same episodes, and recommend one."""
-    from equirl.evaluation import compare_methods, find_agent, methods_for
+    from equirl.evaluation import compare_methods, methods_for
+    from equirl.loading import find_agent
 
     with quiet_libraries():
         import_modules(gym_packages)
-        settings, _ = find_agent(model)
-        result = compare_methods(model, methods_for(methods or settings.method, settings.method), episodes)
+        found = find_agent(model, env, algo, trust, gym_packages or ())
+        print_notes(found.notes)
+        trained = found.settings.method
+        result = compare_methods(found, methods_for(methods or trained, trained), episodes)
     if as_json:
         return print_json(result)
     table = Table(title=f"{result['environment']}, {result['group']}, {episodes} episodes")
@@ -156,33 +193,79 @@ def evaluate(
             f"{row['greedy_disagreement']:.1%}",
         )
     Console().print(table)
-    Console().print(f"trained: {settings.method}; recommended: {result['recommended']}", highlight=False)
+    broken = result["plain_greedy_disagreement"]
+    print(f"the plain network's greedy action breaks the symmetry in {broken:.1%} of cases")
+    print(f"trained: {trained}; recommended: {result['recommended']}")
 
 
 @app.command()
 def enjoy(
-    model: Model,
+    model: Agent,
     episodes: Annotated[int, typer.Option("--episodes", help="Episodes to play.")] = 1,
     video: Annotated[
         Path | None, typer.Option("--video", help="Film into this .gif or .mp4, without a window.")
     ] = None,
     n_timesteps: Annotated[int, typer.Option("-n", "--n-timesteps", help="The most steps in all.")] = 10_000,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the first episode.")] = 0,
+    env: OfEnv = None,
+    algo: OfAlgo = None,
+    trust: Trust = False,
     gym_packages: Packages = None,
     as_json: AsJson = False,
 ) -> None:
     """Let an agent play, in a window or on film."""
     from equirl.films import play
+    from equirl.loading import find_agent
 
     with quiet_libraries():
         import_modules(gym_packages)
-        result = play(model, episodes, video, n_timesteps, seed)
+        found = find_agent(model, env, algo, trust, gym_packages or ())
+        print_notes(found.notes)
+        result = play(found, episodes, video, n_timesteps, seed)
     if as_json:
         return print_json(result)
     rows = {f"episode {i}": f"{value:.2f}" for i, value in enumerate(result["returns"], 1)}
     if not rows:
         rows = {"episodes": f"none ended within {n_timesteps:,} steps"}
     print_table(result["environment"], rows | ({"video": result["video"]} if result["video"] else {}))
+
+
+@app.command()
+def wrap(
+    model: Agent,
+    output: Annotated[Path, typer.Option("-o", "--output", help="A free path: a .zip, or a run folder.")],
+    method: Annotated[str, typer.Option("--method", help=", ".join(METHODS))],
+    symmetry: Annotated[
+        str | None, typer.Option("--symmetry", help="A name that is listed; the catalogue's if not given.")
+    ] = None,
+    env: OfEnv = None,
+    algo: OfAlgo = None,
+    trust: Trust = False,
+    gym_packages: Packages = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a trained agent equivariant: the same weights, no training."""
+    from equirl import conversion
+    from equirl.loading import find_agent
+
+    with quiet_libraries():
+        import_modules(gym_packages)
+        found = find_agent(model, env, algo, trust, gym_packages or ())
+        print_notes(found.notes)
+        result = conversion.wrap(found, symmetry, method, output)
+    if as_json:
+        return print_json(result)
+    print_table(
+        f"{result['algorithm']} on {result['environment']}",
+        {
+            "method, group": f"{result['method']}, {result['group']}",
+            "equivariance error": shown(result["equivariance_error"]),
+            "plain network": f"breaks the symmetry in {result['plain_greedy_disagreement']:.1%} of greedy actions",
+            "written": result["model"],
+            "measure it": f"equirl evaluate {result['model']} --methods all",
+            "train it further": f"equirl train --trained-agent {result['model']} -n 10000",
+        },
+    )
 
 
 for command in (symmetry_commands.symmetries, symmetry_commands.check, symmetry_commands.discover):
@@ -198,7 +281,7 @@ def _refuse_changes(ctx: typer.Context, settings: Settings) -> None:
         given = source is not None and source.name != "DEFAULT"
         if (
             given
-            and name not in ("resume", "n_timesteps", "num_threads", "gym_packages", "as_json")
+            and name not in ("resume", "n_timesteps", "num_threads", "trust", "gym_packages", "as_json")
             and own.get(name) != value
         ):
             option = name.replace("_", "-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from typing import Annotated, Any
@@ -18,6 +18,18 @@ from equirl.errors import UserError
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Packages = Annotated[
     list[str] | None, typer.Option("--gym-packages", help="Modules to import, which register environments; repeatable.")
+]
+Agent = Annotated[
+    str, typer.Argument(help="A run folder such as logs/dqn/CartPole-v1_1, RL Zoo's too, a zip inside one, or any zip.")
+]
+OfEnv = Annotated[str | None, typer.Option("--env", help="The environment, where the agent's files do not say.")]
+OfAlgo = Annotated[str | None, typer.Option("--algo", help="The algorithm, where the agent's files do not say.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Unpickle the agent's files and import what they name: this runs whatever their author put there.",
+    ),
 ]
 
 
@@ -38,6 +50,12 @@ def import_modules(modules: list[str] | None) -> None:
             import_module(name)
         except ImportError as error:
             raise UserError(f"--gym-packages {name}: expected a module that can be imported: {error}") from None
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print sentences about what was assumed, or left unread, on standard error."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def shown(error: float | None) -> str:

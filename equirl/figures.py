@@ -16,7 +16,11 @@ _ABREAST, _MOST = 8, 24  # panels in a row, and in all
 
 
 def orbit_picture(
-    views: NDArray[Any], values: NDArray[Any], element_names: Sequence[str], action_names: Sequence[str]
+    views: NDArray[Any],
+    values: NDArray[Any],
+    element_names: Sequence[str],
+    action_names: Sequence[str],
+    continuous: bool = False,
 ) -> NDArray[np.uint8]:
     """Return a picture of one observation's orbit, each view above the action values found there.
 
@@ -28,6 +32,7 @@ def orbit_picture(
         values: action values at each view, shape (G, actions); the greedy action is drawn in orange.
         element_names: one a panel.
         action_names: one a bar.
+        continuous: the values are actions themselves, whose bars stand on 0.
 
     Returns:
         RGB of shape (height, width, 3).
@@ -45,7 +50,7 @@ def orbit_picture(
     for i in range(n):
         row, column = divmod(i, columns)
         above, below = axes[2 * row][column], axes[2 * row + 1][column]
-        for axis, label in ((above, "observation"), (below, "action value")):
+        for axis, label in ((above, "observation"), (below, "action" if continuous else "action value")):
             axis.set_axis_on()
             axis.set_ylabel(label if column == 0 else "", fontsize=8)
         above.set_title(element_names[i], fontsize=9)
@@ -57,9 +62,9 @@ def orbit_picture(
             _bars(above, flat[i], flat, 0.0, [GREY] * flat.shape[1], column == 0)
             if flat.shape[1] <= 10:
                 above.set_xticks(np.arange(flat.shape[1]))
-        best = int(values[i].argmax())
+        best = -1 if continuous else int(values[i].argmax())
         colours = [ORANGE if action == best else BLUE for action in range(values.shape[1])]
-        _bars(below, values[i], values, float(values.mean()), colours, column == 0)
+        _bars(below, values[i], values, 0.0 if continuous else float(values.mean()), colours, column == 0)
         below.set_xticks(np.arange(len(colours)), action_names, rotation=90 if len(colours) > 4 else 0)
     canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

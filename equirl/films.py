@@ -13,17 +13,17 @@ from gymnasium.error import Error as GymnasiumError
 from numpy.typing import NDArray
 
 from equirl.errors import UserError
-from equirl.evaluation import load_agent
+from equirl.loading import Found, agent_of
 from equirl.runs import make_vec_env
 
 
 def play(
-    path: str | os.PathLike[str], episodes: int = 1, video: Path | None = None, max_steps: int = 10_000, seed: int = 0
+    found: Found, episodes: int = 1, video: Path | None = None, max_steps: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
     """Let an agent play in a window, or film it into a GIF or MP4.
 
     Args:
-        path: a run folder, or a zip in one.
+        found: the agent, as `find_agent` returns it.
         episodes: how many to play.
         video: the file to write; without it the environment's own window opens.
         max_steps: the most steps in all.
@@ -42,7 +42,7 @@ def play(
         raise UserError(f"video {str(video)!r}: expected a name that ends in .gif or .mp4")
     if video is not None and not video.parent.is_dir():
         raise UserError(f"video {str(video)!r}: expected a folder that exists, and {str(video.parent)!r} does not")
-    model, settings = load_agent(path)
+    model, settings = agent_of(found), found.settings
     env: Any = make_vec_env(settings, n_envs=1, seed=seed, render_mode="rgb_array" if video else "human")
     returns: list[float] = []
     try:
@@ -60,7 +60,7 @@ def play(
     finally:
         env.close()
     return {
-        "model": str(path),
+        "model": str(found.weights),
         "environment": settings.env_id,
         "returns": returns,
         "video": str(video) if video else None,

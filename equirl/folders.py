@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import yaml
@@ -64,8 +65,13 @@ def write_settings(folder: Path, settings: Settings) -> None:
         os.replace(partial, target / name)
 
 
-def read_settings(folder: str | os.PathLike[str]) -> Settings:
+def read_settings(folder: str | os.PathLike[str], trusted: Collection[str] | None = ()) -> Settings:
     """Return the settings of a run folder. Nothing is unpickled; the dotted paths in config.yml are imported.
+
+    Args:
+        folder: the run folder.
+        trusted: packages that dotted paths may lead into beside those that equirl stands on; None lets them lead
+            anywhere, which runs the code of any module.
 
     Raises:
         UserError: no run folder, or one whose files do not hold plain, valid settings.
@@ -78,7 +84,7 @@ def read_settings(folder: str | os.PathLike[str]) -> Settings:
         if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in keys):
             raise UserError(f"{found[0].with_name(name)}: expected a mapping with {' and '.join(keys)}")
     spec_of(args["env"])
-    settings = validate(args["algo"], hyperparameters)
+    settings = validate(args["algo"], hyperparameters, trusted)
     if not {"symmetry", "method"} <= set(settings):
         raise UserError(
             f"{found[0].with_name('config.yml')}: expected the keys symmetry and method, as equirl writes them"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,15 @@ import torch
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode
 
-from equirl.config import algorithm_class, algorithm_kwargs, load_hyperparameters, policy_class, valid_keys
+from equirl.config import (
+    action_noise,
+    algorithm_class,
+    algorithm_kwargs,
+    load_hyperparameters,
+    policy_class,
+    valid_keys,
+    validate,
+)
 from equirl.envs import default_entry, entries_of, register_minigrid
 from equirl.envs.vector import VectorEnvAdapter
 from equirl.errors import UserError, unknown
@@ -40,6 +48,9 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     extra: dict[str, Any] = field(default_factory=dict)  # further entries of args.yml
+    normalizer: Callable[[VecEnv], VecEnv] | None = field(
+        default=None, compare=False
+    )  # of a foreign agent; never written
 
     @property
     def method(self) -> str:
@@ -89,11 +100,21 @@ def settings_of(
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: expected a whole number from 0 to {2**32 - 1}")
     _check_device(device)
-    atari = "AtariEnv" in str(spec_of(env_id).entry_point)
+    atari = _is_atari(env_id)
     hyperparameters = load_hyperparameters(algo, env_id, atari=atari, config_file=config_file, overrides=overrides)
+    return prepared(Settings(algo, env_id, hyperparameters, seed, device))
+
+
+def prepared(settings: Settings) -> Settings:
+    """Return settings with their symmetry and method settled, once environment and agent could be built of them.
+
+    Raises:
+        UserError: at the first mistake, in one line.
+    """
+    hyperparameters = validate(settings.algo, settings.hyperparameters)
     hyperparameters.setdefault("method", "identity")
-    _choose_symmetry(hyperparameters, env_id, atari)
-    settings = Settings(algo, env_id, dict(sorted(hyperparameters.items())), seed, device)
+    _choose_symmetry(hyperparameters, settings.env_id, _is_atari(settings.env_id))
+    settings = replace(settings, hyperparameters=dict(sorted(hyperparameters.items())))
     _probe(settings)
     return settings
 
@@ -110,6 +131,10 @@ def spec_of(env_id: str) -> gym.envs.registration.EnvSpec:
         return gym.spec(env_id)
     except gym.error.Error:
         raise unknown("environment", env_id, sorted(gym.registry)) from None
+
+
+def _is_atari(env_id: str) -> bool:
+    return "AtariEnv" in str(spec_of(env_id).entry_point)
 
 
 def _check_device(device: str) -> None:
@@ -227,6 +252,8 @@ def make_vec_env(
             )
         for wrapper, keywords in named_callables("vec_env_wrapper", chosen.get("vec_env_wrapper")):
             env = wrapper(env, **keywords)
+    if settings.normalizer is not None:
+        env = settings.normalizer(env)
     stack = int(chosen.get("frame_stack", 1))
     return VecFrameStack(env, stack) if stack > 1 else env
 
@@ -255,7 +282,7 @@ def readable_errors(env_id: str) -> Iterator[None]:
 
 
 def action_names(env: VecEnv) -> list[str]:
-    """Return what the environment calls its discrete actions, or their numbers.
+    """Return what the environment calls its actions, or the numbers of these, of choices or of entries of a Box.
 
     >>> action_names(make_vec_env(settings_of("dqn", "CartPole-v1")))
     ['0', '1']
@@ -266,7 +293,23 @@ def action_names(env: VecEnv) -> list[str]:
         except AttributeError:
             continue
         return [str(name) for name in (found() if callable(found) else found)]
-    return [str(a) for a in range(int(getattr(env.action_space, "n", 0)))]
+    from stable_baselines3.common.preprocessing import get_action_dim
+
+    space = env.action_space
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return [f"{i}:{a}" for i, n in enumerate(space.nvec.ravel()) for a in range(n)]
+    count = space.n if isinstance(space, gym.spaces.Discrete) else get_action_dim(space)
+    return [str(a) for a in range(int(count))]
+
+
+# The sizes of a buffer that is never filled.
+_ACTS_ONLY = {"buffer_size": 1, "n_steps": 2, "batch_size": 2}
+
+
+def _is_size(algo: str, key: str) -> bool:
+    """Whether a key sets the size of an algorithm's buffer; DQN's n_steps and batch_size do not."""
+    keys = valid_keys(algo)
+    return key in keys and (key == "buffer_size" or "buffer_size" not in keys)
 
 
 def build_model(settings: Settings, env: VecEnv, learns: bool = True) -> BaseAlgorithm:
@@ -275,17 +318,23 @@ def build_model(settings: Settings, env: VecEnv, learns: bool = True) -> BaseAlg
     Args:
         settings: the run.
         env: what it learns on.
-        learns: whether it needs a replay buffer, which may take gigabytes.
+        learns: whether it needs a buffer of experience, which may take gigabytes.
     """
     chosen = settings.hyperparameters
     kwargs: dict[str, Any] = algorithm_kwargs(chosen)
-    if not learns and "buffer_size" in valid_keys(settings.algo):
-        kwargs["buffer_size"] = 1
+    noise = action_noise(chosen, env.action_space)
+    if noise is not None:
+        kwargs["action_noise"] = noise
+    small = {} if learns else {key: size for key, size in _ACTS_ONLY.items() if _is_size(settings.algo, key)}
+    kwargs |= small
     stacked = settings.symmetry
     named = stacked == resolve_symmetry(chosen["symmetry"])  # a name where it says all, for readable zips
     kwargs["policy_kwargs"].update(symmetry=chosen["symmetry"] if named else stacked, method=settings.method)
     policy = policy_class(settings.algo, chosen["policy"])
     model: Any = algorithm_class(settings.algo)(policy, env, seed=settings.seed, device=settings.device, **kwargs)
+    defaults = inspect.signature(type(model)).parameters
+    for key in small:
+        setattr(model, key, chosen.get(key, defaults[key].default))  # as a saved model says it
     if getattr(model, "replay_buffer_class", None) and not kwargs.get("replay_buffer_class"):
         model.replay_buffer_class = None  # SB3's choice; were it saved, loading would warn of it beside n_steps above 1
     return model  # type: ignore[no-any-return]

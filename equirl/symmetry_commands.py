@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,7 +95,7 @@ def check(
         made, claim = _made(name), _claim(name, symmetry)
         with progress_bar() as progress:
             source = made if transitions is None else _logged(transitions, made)
-            policy = None if agent is None else _policy(agent, made)
+            policy = None if agent is None else _policy(agent, made, gym_packages or ())
             report = check_symmetry(source, claim, states=states, policy=policy, seed=seed, progress=progress)
         made.close()
     if as_json:
@@ -197,11 +197,11 @@ def _claim(name: str, given: str | None) -> Symmetry:
     return resolve_symmetry(value)
 
 
-def _policy(folder: str, env: gym.Env[Any, Any]) -> Callable[[Any], Any]:
+def _policy(folder: str, env: gym.Env[Any, Any], packages: Collection[str]) -> Callable[[Any], Any]:
     """Return how the agent of a run acts on the environment's observations."""
-    from equirl.evaluation import load_agent
+    from equirl.loading import load_agent
 
-    model, _ = load_agent(folder)
+    model, _ = load_agent(folder, packages=packages)
     try:
         model.predict(env.observation_space.sample(), deterministic=True)
     except (ValueError, TypeError, KeyError):

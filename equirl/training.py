@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zipfile
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def train(
     eval_episodes: int = 5,
     save_freq: int | None = None,
     console: Console | None = None,
+    start: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
     """Train one agent into a new run folder, and return what came of it.
 
@@ -45,6 +47,7 @@ def train(
         eval_episodes: episodes an evaluation.
         save_freq: environment steps between checkpoints, a fifth of the run by default.
         console: where progress is drawn, standard error by default.
+        start: gives the fresh model the weights that it starts from, for instance `equirl.conversion.start_from`.
 
     Returns:
         a JSON-able dictionary with `folder`, `mean_return`, `std_return`, `equivariance_error`, `seconds` and more.
@@ -67,16 +70,29 @@ def train(
     folder = create_folder(log_folder, settings)
     write_settings(folder, settings)
     model = build_model(settings, make_vec_env(settings, seed=settings.seed, folder=folder))
+    if start is not None:
+        start(model)
     return _run(settings, folder, model, _evaluations(settings, model, folder), console)
 
 
-def resume(folder: Path, n_timesteps: int | None = None, console: Console | None = None) -> dict[str, Any]:
+def resume(
+    folder: Path,
+    n_timesteps: int | None = None,
+    console: Console | None = None,
+    trusted: Collection[str] | None = (),
+) -> dict[str, Any]:
     """Go on with a run from its last checkpoint, in its own folder, up to its number of steps or a new one.
+
+    Args:
+        folder: the run folder.
+        n_timesteps: the new number of steps.
+        console: where progress is drawn, standard error by default.
+        trusted: packages that dotted paths may lead into, as `read_settings` takes them.
 
     Raises:
         UserError: no run folder, no checkpoint, or nothing left to do.
     """
-    folder, settings = Path(folder), read_settings(folder)
+    folder, settings = Path(folder), read_settings(folder, trusted)
     if n_timesteps is not None:
         changed = {**settings.hyperparameters, "n_timesteps": n_timesteps}
         settings = replace(settings, hyperparameters=changed, extra={**settings.extra, "n_timesteps": n_timesteps})

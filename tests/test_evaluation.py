@@ -1,11 +1,7 @@
 """Returns of trained agents: under each method on the same episodes, and from files that are not trusted."""
 
-import base64
 import json
 import math
-import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from equirl import evaluation
 from equirl.errors import UserError
-from equirl.evaluation import Returns, compare_methods, evaluate, finite, load_agent, methods_for, recommend
+from equirl.evaluation import Returns, evaluate, finite, methods_for, recommend
 from equirl.folders import create_folder, write_settings
+from equirl.loading import find_agent, load_agent
 from equirl.runs import Settings, build_model, make_vec_env, settings_of
 
 EXTRA = {"n_timesteps": 10, "eval_freq": 10, "eval_episodes": 1, "save_freq": 10}
@@ -56,6 +54,14 @@ def saved(folder: Path, env_id: str = "CartPole-v1", **chosen: Any) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     return saved(tmp_path_factory.mktemp("logs"))
+
+
+def load(path: Path) -> Any:
+    return load_agent(path, packages=[__name__])
+
+
+def compare_methods(path: Path, methods: list[str], episodes: int) -> dict[str, Any]:
+    return evaluation.compare_methods(find_agent(path, packages=[__name__]), methods, episodes)
 
 
 # --------------------------------------------------------------------------------------------------------- numbers
@@ -97,18 +103,31 @@ def test_another_method_is_recommended_only_where_it_is_surely_better(rows, expe
     assert recommend(rows, "identity") == expected
 
 
+def test_the_trained_method_is_not_kept_where_it_lies_below_the_plain_network():
+    rows = [row("identity", 9, [8, 10]), row("lambda", 5, [4, 6]), row("equizero", 10, [3, 17])]
+    assert recommend(rows, "lambda") == "equizero"  # though equizero's interval reaches below lambda's mean
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(0, 5)), min_size=4, max_size=4), st.integers(0, 3))
+def test_no_method_below_the_plain_network_is_recommended(measured, place):
+    names = ["identity", "equitune", "equizero", "lambda"]
+    rows = [row(name, mean, [mean - half, mean + half]) for name, (mean, half) in zip(names, measured, strict=True)]
+    chosen = next(each for each in rows if each["method"] == recommend(rows, names[place]))
+    assert chosen["interval"][1] >= rows[0]["interval"][0]
+
+
 # ------------------------------------------------------------------------------------------------------- evaluate
 
 
 def test_equal_seeds_mean_equal_episodes(run):
-    model, settings = load_agent(run)
+    model, settings = load(run)
     one, same, other = (evaluate(model, settings, 13, seed=seed).episodes for seed in (3, 3, 400))
     assert len(one) == 13
     assert one == same != other
 
 
 def test_every_episode_has_a_seed_of_its_own_whatever_the_agent_does(run):
-    model, settings = load_agent(run)
+    model, settings = load(run)
     STARTS.clear()
     evaluate(model, settings, 12, seed=5)
     starts = [gym.make("CartPole-v1").reset(seed=seed)[0][0] for seed in range(5, 17)]
@@ -119,7 +138,7 @@ def test_every_episode_has_a_seed_of_its_own_whatever_the_agent_does(run):
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "equirl/GridWorld-v0"])
 def test_episodes_played_together_are_those_played_alone(env_id, tmp_path):
     chosen = {"env_kwargs": {"size": 4, "n_walls": 1}} if env_id != "CartPole-v1" else {}
-    model, settings = load_agent(saved(tmp_path, env_id, env_wrapper=None, **chosen))
+    model, settings = load(saved(tmp_path, env_id, env_wrapper=None, **chosen))
     together = evaluate(model, settings, 6, seed=5).episodes
     assert sorted(together) == sorted(evaluate(model, settings, 1, seed=seed).episodes[0] for seed in range(5, 11))
     assert len(set(together)) > 1
@@ -127,7 +146,7 @@ def test_episodes_played_together_are_those_played_alone(env_id, tmp_path):
 
 @pytest.mark.parametrize("episodes", [0, -3])
 def test_no_episodes_are_refused(run, episodes):
-    model, settings = load_agent(run)
+    model, settings = load(run)
     with pytest.raises(UserError, match=rf"episodes {episodes}: expected a whole number of at least 1"):
         evaluate(model, settings, episodes)
     with pytest.raises(UserError, match=rf"episodes {episodes}: expected"):
@@ -145,7 +164,7 @@ def test_all_methods_play_the_same_episodes_with_the_same_plain_network(run):
     assert max(rows["equitune"]["equivariance_error"], rows["equizero"]["equivariance_error"]) <= 1e-5
     assert rows["identity"]["greedy_disagreement"] > rows["equitune"]["greedy_disagreement"] == 0.0
 
-    model, settings = load_agent(run)
+    model, settings = load(run)
     assert rows["equitune"]["mean_return"] == evaluate(model, settings, 4).mean
     plain: Any = build_model(
         settings_of("dqn", "CartPole-v1", {**settings.hyperparameters, "method": "identity"}),
@@ -158,7 +177,7 @@ def test_all_methods_play_the_same_episodes_with_the_same_plain_network(run):
 
 def test_every_method_keeps_what_the_agent_learnt(tmp_path):
     run = saved(tmp_path, policy_kwargs={"net_arch": []})
-    model, _ = load_agent(run)
+    model, _ = load(run)
     with torch.no_grad():  # push to where the pole falls
         push = torch.tensor([0.1, 0.5, 1.0, 1.0])
         model.q_net.q_net[0].weight.copy_(torch.stack([-push, push]))
@@ -199,81 +218,3 @@ def test_methods_that_cannot_be_compared_are_one_line(names, words):
 def test_methods_are_listed_once():
     assert methods_for(" equizero,identity, equizero", "identity") == ["equizero", "identity"]
     assert methods_for("lambda", "lambda") == ["lambda"]
-
-
-# ----------------------------------------------------------------------------------------------------- load_agent
-
-
-def test_an_agent_is_found_by_its_folder_or_a_zip_in_it(run):
-    checkpoint = run / "checkpoints" / "rl_model_1_steps.zip"
-    checkpoint.parent.mkdir()
-    checkpoint.write_bytes((run / "CartPole-v1.zip").read_bytes())
-    x = torch.ones(1, 4)
-    values = [load_agent(path)[0].q_net(x) for path in (run, str(run), run / "CartPole-v1.zip", checkpoint)]
-    assert all(torch.equal(value, values[0]) for value in values)
-    assert not load_agent(run)[0].q_net.training
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(UserError) as raised:
-        load_agent(path)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
-
-
-def test_no_agent_is_one_line(tmp_path, run):
-    assert "no agent at" in refused(tmp_path / "nowhere")
-    assert "no agent at" in refused(run / "worst_model.zip")
-    (tmp_path / "model.zip").write_bytes((run / "CartPole-v1.zip").read_bytes())
-    assert "no run folder" in refused(tmp_path / "model.zip")
-    empty = create_folder(tmp_path, settings := load_agent(run)[1])
-    write_settings(empty, settings)
-    assert "no weights at" in refused(empty)
-
-
-@pytest.mark.parametrize("damage", ["empty", "half", "noise", "no zip of SB3", "other shapes"])
-def test_a_damaged_zip_is_one_line(damage, tmp_path):
-    run = saved(tmp_path)
-    path = run / "CartPole-v1.zip"
-    data = path.read_bytes()
-    if damage == "no zip of SB3":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("readme", "")
-    elif damage == "other shapes":
-        path.write_bytes((saved(tmp_path, policy_kwargs={"net_arch": [5]}) / "CartPole-v1.zip").read_bytes())
-    else:
-        path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "noise": data[:200] + b"\0" * 5000}[damage])
-    assert "do not fit" in refused(path)
-
-
-class Payload:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
-
-
-def test_nothing_in_a_zip_is_unpickled(tmp_path):
-    run = saved(tmp_path)
-    path, mark = run / "CartPole-v1.zip", tmp_path / "owned"
-    with zipfile.ZipFile(path) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-
-    def rewrite(**changed: bytes) -> None:
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, content in files.items():
-                archive.writestr(name, changed.get(name.split(".")[0], content))
-
-    serialized = base64.b64encode(pickle.dumps(Payload(mark))).decode()
-    rewrite(data=json.dumps({"policy_class": {":type:": "", ":serialized:": serialized}}).encode())
-    load_agent(path)  # SB3's own data are not even read
-    torch.save({"q_net": Payload(mark)}, tmp_path / "weights.pth")
-    for name in ("policy", "pytorch_variables"):
-        rewrite(**{name: (tmp_path / "weights.pth").read_bytes()})
-        assert "do not fit" in refused(path)
-    assert not mark.exists()
-    pickle.loads(pickle.dumps(Payload(mark)))  # the payload does work
-    assert mark.exists()

@@ -15,9 +15,14 @@ from PIL import Image
 
 from equirl import films
 from equirl.errors import UserError
-from equirl.films import play
 from equirl.folders import create_folder, write_settings
+from equirl.loading import find_agent
 from equirl.runs import Settings, build_model, make_vec_env, settings_of
+
+
+def play(path: Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    return films.play(find_agent(path, packages=[__name__]), *args, **kwargs)
+
 
 EXTRA = {"n_timesteps": 10, "eval_freq": 10, "eval_episodes": 1, "save_freq": 10}
 

@@ -226,8 +226,16 @@ def test_action_names_come_from_the_environment():
 def test_a_model_that_does_not_learn_has_no_buffer_to_speak_of():
     settings = settings_of("dqn", "Acrobot-v1")
     env = make_vec_env(settings)
-    assert build_model(settings, env, learns=False).buffer_size == 1
-    assert build_model(settings, env).buffer_size == settings.hyperparameters["buffer_size"]
+    acts, learns = (build_model(settings, env, learns=learns) for learns in (False, True))
+    size = settings.hyperparameters["buffer_size"]
+    assert (acts.replay_buffer.buffer_size, learns.replay_buffer.buffer_size) == (1, size)
+    assert acts.buffer_size == learns.buffer_size == size  # what a zip of it says
+
+
+def test_an_actor_critic_that_does_not_learn_has_no_buffer_to_speak_of():
+    settings = settings_of("ppo", "CartPole-v1", {"n_envs": 8, "n_steps": 32, "batch_size": 256})
+    acts = build_model(settings, make_vec_env(settings, n_envs=1), learns=False)
+    assert (acts.rollout_buffer.buffer_size, acts.n_steps, acts.batch_size) == (2, 32, 256)
 
 
 # --------------------------------------------------------------------------------------------------------- folder
