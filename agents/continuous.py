@@ -192,7 +192,7 @@ class SymmetricCritic(SymmetricNet, SB3Critic):
     def _values_and_features(
         self, x: Mapping[str, Tensor], count: int | None = None, learn: bool | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return values by network, of the first `count` or of all, and the activations before the last layers.
+        """Return values by network, of the first `count` or of all, and what lambda's net reads.
 
         The values stay apart, so that losses sum as SB3's do, bit for bit. Its rule for gradients is kept too: the
         actor alone teaches features that it shares.
@@ -204,17 +204,17 @@ class SymmetricCritic(SymmetricNet, SB3Critic):
         with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
             features = self.features(movable)
         read = torch.cat([features, x["action"]], dim=1)
-        values: dict[str, Tensor] = {}
-        hidden: list[Tensor] = []
-        for number, network in enumerate(self.q_networks[: None if self.symmetrizer.reads_features else count]):
-            *layers, last = network.children()
+        if not self.symmetrizer.reads_features:
+            return {f"qf{i}": network(read) for i, network in enumerate(self.q_networks[:count])}, read
+        latents = []
+        for network in self.q_networks:
             latent = read
-            for layer in layers:
+            for layer in list(network.children())[:-1]:
                 latent = layer(latent)
-            hidden.append(latent)
-            if count is None or number < count:
-                values[f"qf{number}"] = last(latent)
-        return values, torch.cat(hidden, dim=1)
+            latents.append(latent)
+        last = zip(self.q_networks[:count], latents, strict=False)
+        values = {f"qf{i}": list(network.children())[-1](latent) for i, (network, latent) in enumerate(last)}
+        return values, torch.cat(latents, dim=1)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
