@@ -187,7 +187,8 @@ def malformed(content: bytes) -> dict[str, tuple[str, Callable[[], bytes]]]:
             info.comment = b"c" * 65000
         return zipped({**parts, **infos})
 
-    ten = {f"{number}.bin": bytes(30_000_000) for number in range(3)}
+    many = {f"{number}.bin": bytes(2**20 - 1) for number in range(90)}
+    three = {f"{number}.bin": bytes(30_000_000) for number in range(3)}
     weights = torch.load(io.BytesIO(parts["policy.pth"]), weights_only=True)
     first = next(iter(weights))
 
@@ -238,10 +239,12 @@ def malformed(content: bytes) -> dict[str, tuple[str, Callable[[], bytes]]]:
         "LZMA": ("method", lambda: zipped(parts, zipfile.ZIP_LZMA)),
         "unknown compression": ("method", lambda: patched(plain, "policy.pth", "method", 77)),
         "stored but said deflated": ("policy.pth", lambda: patched(plain, "policy.pth", "method", 8)),
-        "bomb": ("policy.pth", lambda: zipped({**parts, "policy.pth": bytes(50_000_000)}, zipfile.ZIP_DEFLATED)),
-        "bomb beside": ("bin", lambda: zipped({**parts, **ten}, zipfile.ZIP_DEFLATED)),
+        "bomb": ("expands", lambda: zipped({**parts, "policy.pth": bytes(50_000_000)}, zipfile.ZIP_DEFLATED)),
+        "bomb beside": ("expands", lambda: zipped({**parts, **three}, zipfile.ZIP_DEFLATED)),
+        "bomb in parts": ("expands", lambda: zipped({**parts, **many}, zipfile.ZIP_DEFLATED)),
         "size too small": ("policy.pth", lambda: patched(plain, "policy.pth", "size", 10)),
         "size too large": ("policy.pth", lambda: patched(plain, "policy.pth", "size", 2**20)),
+        "size a little too large": ("declares", lambda: patched(plain, "policy.pth", "size", 5000)),
         "size of GiB": ("policy.pth", lambda: patched(plain, "policy.pth", "size", 2**31)),
         "start elsewhere": ("policy.pth", lambda: patched(plain, "policy.pth", "start", 2**30)),
         "start of another": ("overlap", lambda: patched(plain, "policy.pth", "start", 0)),
