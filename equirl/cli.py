@@ -187,8 +187,8 @@ def evaluate(
     for row in result["methods"]:
         table.add_row(
             row["method"],
-            f"{row['mean_return']:.2f} +- {row['std_return']:.2f}",
-            "-" if row["interval"] is None else "{:.2f} .. {:.2f}".format(*row["interval"]),
+            f"{_number(row['mean_return'])} +- {_number(row['std_return'])}",
+            "-" if row["interval"] is None else " .. ".join(map(_number, row["interval"])),
             shown(row["equivariance_error"]),
             f"{row['greedy_disagreement']:.1%}",
         )
@@ -270,6 +270,10 @@ def wrap(
 
 for command in (symmetry_commands.symmetries, symmetry_commands.check, symmetry_commands.discover):
     app.command()(command)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"  # a wider table would break lines
 
 
 def _refuse_changes(ctx: typer.Context, settings: Settings) -> None:
