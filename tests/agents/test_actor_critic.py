@@ -247,10 +247,11 @@ def test_a_wrong_claim_is_noticed(case):
 @pytest.mark.parametrize("method", EQUIVARIANT)
 def test_moved_actions_are_as_likely_where_the_observation_is_moved(case, method):
     policy = trained(case, method).policy
-    seen = policy.movable(observations_of(policy.observation_space))
+    raw = observations_of(policy.observation_space)
+    seen = policy.movable(raw)
     with torch.no_grad():
-        here = policy.symmetrized(seen)
-        distribution = policy._distribution(here["action"])
+        here, distribution = policy.symmetrized(seen), policy.get_distribution(raw)
+        assert torch.equal(policy.predict_values(raw), here["value"])
         actions = distribution.sample()
         log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
         for g in elements(policy):
