@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import resource
 import sys
 import time
@@ -302,3 +303,24 @@ def test_random_bytes_are_refused_or_read(malformed, zip_bytes, scratch, content
     whole = malformed.zipped({**malformed.members(zip_bytes), member: content}) if member else content
     archive = read_or_refuse(written(scratch, whole))
     assert archive is None or (member == "pytorch_variables.pth" and not content) or member == "data"
+
+
+def test_what_is_strange_about_pickles_is_noted(malformed, zip_bytes, tmp_path):
+    parts = malformed.members(zip_bytes)
+    data = json.loads(parts["data"])
+    harmless = base64.b64encode(cloudpickle.dumps([1])).decode()
+    disguised = base64.b64encode(b"\x80\x04\x8c\x1estable_baselines3.common.utils\x8c\tos.system\x93.").decode()
+    notes = {
+        "an unknown key": (harmless, "where SB3 writes none"),
+        "seed": (disguised, "stable_baselines3.common.utils:os.system"),
+        "gamma": (harmless[:-4], "where SB3 writes none|no readable pickle"),
+        "tau": ("no base64!", "no base64 text"),
+    }
+    data |= {key: {":type:": "x", ":serialized:": text} for key, (text, _) in notes.items()}
+    content = malformed.zipped({**parts, "data": json.dumps(data).encode(), "evil.pkl": b""})
+    unread = read_archive(written(tmp_path / "x.zip", content)).unread
+    assert len(unread) == 5
+    assert "evil.pkl" in unread[0]
+    for key, (_, said) in notes.items():
+        (note,) = (note for note in unread if repr(key) in note)
+        assert re.search(said, note), note
