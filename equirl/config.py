@@ -23,6 +23,7 @@ from equirl.hyperparameters import (
     keyword_arguments,
     linear_start,
     parse_value,
+    policy_part,
 )
 from equirl.values import check_combinations, check_keywords, check_policy_kwargs, check_symmetry, checked_value
 
@@ -261,7 +262,7 @@ def algorithm_kwargs(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     policy_kwargs = _with_classes(keyword_arguments(kwargs.get("policy_kwargs")))
     for key in ("features_extractor_class", "optimizer_class"):
         if key in policy_kwargs:
-            policy_kwargs[key] = imported(key, CLASS_NAMES.get(policy_kwargs[key], policy_kwargs[key]))
+            policy_kwargs[key] = policy_part(key, policy_kwargs[key])
     return {**kwargs, "policy_kwargs": policy_kwargs}
 
 

@@ -157,6 +157,8 @@ def imported(key: str, path: str, trusted: Collection[str] | None = None) -> Cal
         reason = " ".join(str(error).split())
     except AttributeError:
         reason = f"module {module} has no {name}"
+    except Exception as error:  # importing runs the module, which may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     else:
         if callable(found) and (base is None or _is_subclass(found, base)):
             return cast("Callable[..., Any]", found)
@@ -168,6 +170,19 @@ def imported(key: str, path: str, trusted: Collection[str] | None = None) -> Cal
 def _is_subclass(found: Any, base: str) -> bool:
     module, _, name = base.rpartition(".")
     return isinstance(found, type) and issubclass(found, getattr(import_module(module), name))
+
+
+def policy_part(key: str, value: Any, trusted: Collection[str] | None = None) -> Callable[..., Any]:
+    """Return the class that a keyword of policies names: ``features_extractor_class`` or ``optimizer_class``.
+
+    Raises:
+        UserError: as `imported`.
+
+    >>> policy_part("optimizer_class", "optim.AdamW").__name__
+    'AdamW'
+    """
+    path = str(value)
+    return imported(key, CLASS_NAMES.get(path, path) if key == "optimizer_class" else path, trusted)
 
 
 def named_callables(

@@ -15,6 +15,7 @@ from equirl.hyperparameters import (
     keywords_of,
     linear_start,
     named_callables,
+    policy_part,
 )
 from equirl.symmetrizers import METHODS
 from equirl.symmetry import registered_symmetries, resolve_symmetry
@@ -250,7 +251,7 @@ def check_policy_kwargs(hyperparameters: Mapping[str, Any], trusted: Collection[
         if key == "activation_fn" and CLASS_NAMES.get(str(value)) not in ACTIVATIONS:
             raise unknown("activation_fn", value, ACTIVATIONS)
         if key in ("features_extractor_class", "optimizer_class"):
-            imported(key, CLASS_NAMES.get(str(value), str(value)), trusted)
+            policy_part(key, value, trusted)
 
 
 def check_combinations(hyperparameters: Mapping[str, Any]) -> None:

@@ -1,16 +1,26 @@
 """The configuration of a run: what is read, what is refused, and that nothing a user writes is ever executed."""
 
+import inspect
 import json
-from importlib import resources
+import re
+import sys
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, PPO, TD3
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import nn
 
 from equirl.config import (
@@ -26,7 +36,7 @@ from equirl.config import (
     validate,
 )
 from equirl.errors import UserError
-from equirl.hyperparameters import named_callables, parse_value
+from equirl.hyperparameters import imported, keywords_of, named_callables, parse_value
 from equirl.symmetry import Symmetry
 
 BASE: dict[str, Any] = {"policy": "MlpPolicy", "n_timesteps": 100}
@@ -127,6 +137,25 @@ def test_shipped_policies_exist() -> None:
     for algo in ALGORITHMS:
         for name in algorithm_class(algo).policy_aliases:
             assert policy_class(algo, name).__module__ == ALGORITHMS[algo].policies
+
+
+OF_THE_RUN = {"policy", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
+
+
+def test_every_argument_of_every_algorithm_is_a_valid_key() -> None:
+    for algo in ALGORITHMS:
+        arguments = set(inspect.signature(algorithm_class(algo)).parameters)
+        assert arguments > OF_THE_RUN
+        assert arguments - OF_THE_RUN <= set(valid_keys(algo))
+        assert ({"noise_type", "noise_std"} <= set(valid_keys(algo))) == ("action_noise" in arguments)
+
+
+def test_sb3s_defaults_are_valid() -> None:
+    for algo in ALGORITHMS:
+        for name, argument in inspect.signature(algorithm_class(algo)).parameters.items():
+            if name not in OF_THE_RUN:
+                default = list(argument.default) if isinstance(argument.default, tuple) else argument.default
+                assert validate(algo, BASE | {name: default})[name] == default
 
 
 def test_every_valid_key_has_a_check() -> None:
@@ -278,6 +307,99 @@ def test_bad_value_is_refused_in_one_line(key: str, value: Any, expected: str) -
     assert key in message or "nn.Relu" in message
 
 
+GOOD_FOR: list[tuple[str, str, Any]] = [
+    ("qrdqn", "max_grad_norm", None),
+    ("qrdqn", "policy_kwargs", "dict(net_arch=[8], n_quantiles=5)"),
+    ("ppo", "clip_range", "lin_0.2"),
+    ("ppo", "clip_range_vf", "lin_0.2"),
+    ("ppo", "clip_range_vf", None),
+    ("ppo", "target_kl", 0.01),
+    ("ppo", "use_sde", False),
+    ("ppo", "sde_sample_freq", -1),
+    ("ppo", "rollout_buffer_class", "stable_baselines3.common.buffers.RolloutBuffer"),
+    ("ppo", "policy_kwargs", {"net_arch": {"pi": [8], "vf": []}, "ortho_init": False, "log_std_init": -2}),
+    ("ppo", "policy_kwargs", {"activation_fn": "torch.nn.Tanh", "optimizer_class": "torch.optim.AdamW"}),
+    ("ppo", "policy_kwargs", "dict(features_extractor_class='stable_baselines3.common.torch_layers.FlattenExtractor')"),
+    ("a2c", "ent_coef", 0),
+    ("a2c", "policy_kwargs", "dict(optimizer_class=RMSpropTFLike, optimizer_kwargs=dict(eps=1e-5))"),
+    ("a2c", "policy", "stable_baselines3.ppo.MlpPolicy"),
+    ("sac", "ent_coef", "auto"),
+    ("sac", "ent_coef", "auto_0.1"),
+    ("sac", "ent_coef", 0.2),
+    ("sac", "target_entropy", -3),
+    ("sac", "policy_kwargs", {"net_arch": {"pi": [8], "qf": [8]}, "n_critics": 3}),
+    ("td3", "policy_delay", 2.0),
+    ("td3", "target_policy_noise", 0),
+]
+
+
+@pytest.mark.parametrize(("algo", "key", "value"), GOOD_FOR)
+def test_good_value_of_an_algorithm_is_kept(algo: str, key: str, value: Any) -> None:
+    checked = validate(algo, BASE | {key: value})
+    assert checked[key] == value
+    algorithm_kwargs(checked)
+
+
+BAD_FOR: list[tuple[str, str, Any, str]] = [
+    ("dqn", "clip_range", 0.2, "expected one of"),
+    ("dqn", "max_grad_norm", None, "above 0"),
+    ("dqn", "noise_type", "normal", "expected one of"),
+    ("ppo", "tau", 0.1, "expected one of"),
+    ("ppo", "use_sde", True, "which the group does not move"),
+    ("sac", "use_sde", True, "which the group does not move"),
+    ("ppo", "sde_sample_freq", 0, "at least 1, or -1"),
+    ("ppo", "clip_range", "exp_0.2", "lin_<number>"),
+    ("ppo", "clip_range", 0, "above 0"),
+    ("ppo", "clip_range_vf", -1, "or None"),
+    ("ppo", "gae_lambda", 1.5, "from 0 to 1"),
+    ("ppo", "n_epochs", 0, "at least 1"),
+    ("ppo", "normalize_advantage", 1, "True or False"),
+    ("ppo", "vf_coef", -0.5, "at least 0"),
+    ("ppo", "vf_coef", float("nan"), "at least 0"),
+    ("ppo", "target_kl", 0, "above 0, or None"),
+    ("ppo", "ent_coef", "auto", "a number of at least 0"),
+    ("ppo", "rollout_buffer_class", "stable_baselines3.common.buffers.ReplayBuffer", "RolloutBuffer: it is none"),
+    ("ppo", "rollout_buffer_kwargs", {"gamma": 1}, "expected one of none"),
+    ("ppo", "policy", "stable_baselines3.dqn.MlpPolicy", "a policy of ppo, a subclass of ActorCriticPolicy"),
+    ("ppo", "policy_kwargs", {"net_arch": [0]}, "net_arch [0] in policy_kwargs: expected a list of layers"),
+    ("ppo", "policy_kwargs", {"net_arch": [{"pi": [8]}]}, "expected a list of layers"),
+    ("ppo", "policy_kwargs", {"net_arch": {"actor": [8]}}, "expected a list of layers"),
+    ("ppo", "policy_kwargs", {"use_sde": True}, "'use_sde'"),
+    ("ppo", "policy_kwargs", {"activation_fn": "nn.Softplus"}, "unknown activation_fn 'nn.Softplus'"),
+    ("ppo", "policy_kwargs", {"activation_fn": "optim.Adam"}, "unknown activation_fn 'optim.Adam'"),
+    ("ppo", "policy_kwargs", {"activation_fn": ["nn.ReLU"]}, "unknown activation_fn"),
+    ("ppo", "policy_kwargs", {"optimizer_class": "nn.ReLU"}, "a subclass of torch.optim.Optimizer"),
+    ("ppo", "policy_kwargs", {"optimizer_class": "torch.nn.ReLU"}, "a subclass of torch.optim.Optimizer"),
+    ("ppo", "policy_kwargs", {"features_extractor_class": "torch.nn.ReLU"}, "BaseFeaturesExtractor: it is none"),
+    ("ppo", "policy_kwargs", {"features_extractor_class": 3}, "BaseFeaturesExtractor"),
+    ("ppo", "policy_kwargs", "dict(optimizer_class=os.system)", "unknown name 'os.system'"),
+    ("a2c", "rms_prop_eps", 0, "above 0"),
+    ("a2c", "use_rms_prop", "no", "True or False"),
+    ("a2c", "batch_size", 8, "expected one of"),
+    ("sac", "ent_coef", "auto_0", "auto_<number above 0>"),
+    ("sac", "ent_coef", "automatic", "auto_<number above 0>"),
+    ("sac", "ent_coef", -1, "at least 0"),
+    ("sac", "target_entropy", "high", "a number, or auto"),
+    ("sac", "use_sde_at_warmup", None, "True or False"),
+    ("sac", "action_noise", "normal", "write noise_type and noise_std"),
+    ("sac", "policy_kwargs", {"n_critics": 0}, "n_critics 0 in policy_kwargs: expected an integer"),
+    ("td3", "policy_delay", 0, "at least 1"),
+    ("td3", "target_noise_clip", -0.5, "at least 0"),
+    ("td3", "noise_type", "normal", "expected both or neither"),
+    ("td3", "noise_std", 0.1, "expected both or neither"),
+    ("td3", "noise_type", "brown", "one of normal, ornstein-uhlenbeck"),
+    ("qrdqn", "policy_kwargs", "dict(n_quantiles=0)", "n_quantiles 0 in policy_kwargs"),
+    ("qrdqn", "policy_kwargs", "dict(n_quantile=5)", "did you mean 'n_quantiles'"),
+]
+
+
+@pytest.mark.parametrize(("algo", "key", "value", "expected"), BAD_FOR)
+def test_bad_value_of_an_algorithm_is_refused_in_one_line(algo: str, key: str, value: Any, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        validate(algo, BASE | {key: value})
+    assert expected in one_line(error)
+
+
 @pytest.mark.parametrize("key", ["policy", "n_timesteps"])
 def test_missing_key_is_named(key: str) -> None:
     with pytest.raises(UserError, match=f"'{key}' is missing"):
@@ -324,6 +446,41 @@ def test_algorithm_kwargs_are_sb3s() -> None:
     assert not model.replay_buffer.handle_timeout_termination
     assert isinstance(model.q_net.q_net[1], nn.Tanh)
     assert checked["policy_kwargs"] == given["policy_kwargs"], "the saved configuration keeps the text"
+
+
+def test_schedules_and_classes_of_actor_critics() -> None:
+    given = {"learning_rate": "lin_1e-3", "clip_range": "lin_0.2", "clip_range_vf": "lin_0.4"}
+    classes = "dict(optimizer_class=th.optim.AdamW, activation_fn=torch.nn.Tanh, net_arch=dict(pi=[8], vf=[8]))"
+    model: Any = PPO("MlpPolicy", "CartPole-v1", device="cpu", **algorithm_kwargs({**given, "policy_kwargs": classes}))
+    assert [schedule(0.5) for schedule in (model.lr_schedule, model.clip_range, model.clip_range_vf)] == [
+        5e-4,
+        0.1,
+        0.2,
+    ]
+    assert type(model.policy.optimizer) is torch.optim.AdamW
+    assert isinstance(model.policy.mlp_extractor.policy_net[1], nn.Tanh)
+    named = algorithm_kwargs({"policy_kwargs": "dict(optimizer_class=RMSpropTFLike)"})["policy_kwargs"]
+    assert named["optimizer_class"] is RMSpropTFLike
+    made = algorithm_kwargs({"rollout_buffer_class": "stable_baselines3.common.buffers.RolloutBuffer"})
+    assert made["rollout_buffer_class"] is RolloutBuffer
+
+
+@pytest.mark.parametrize("kind", ["normal", "ornstein-uhlenbeck"])
+def test_noise_has_the_size_of_the_actions(kind: str) -> None:
+    box = gym.spaces.Box(-2, 2, (3,))
+    noise = action_noise({"noise_type": kind, "noise_std": 0.5}, box)
+    assert noise is not None
+    drawn = np.array([noise() for _ in range(2000)])
+    assert drawn.shape == (2000, 3)
+    correlated = abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) > 0.5
+    assert correlated == (kind == "ornstein-uhlenbeck")
+    if kind == "normal":
+        np.testing.assert_allclose(drawn.std(0), 0.5, rtol=0.1)
+    model: Any = TD3("MlpPolicy", "Pendulum-v1", device="cpu", buffer_size=10, action_noise=noise)
+    assert model.action_noise is noise
+    assert action_noise({}, box) is action_noise({"noise_type": None}, box) is None
+    with pytest.raises(UserError, match="expected actions in a Box"):
+        action_noise({"noise_type": kind, "noise_std": 0.5}, gym.spaces.Discrete(2))
 
 
 def test_policy_kwargs_are_a_copy() -> None:
@@ -510,3 +667,132 @@ def test_rl_zoo_files_are_read(data_dir: Path) -> None:
         assert (arguments["algo"], arguments["env"]) == ("dqn", path.parent.name)
         saved = validate("dqn", read_yaml(path))
         assert algorithm_kwargs(saved)["policy_kwargs"] == {"net_arch": [256, 256]}
+
+
+# ------------------------------------------------------------------------------------------------- others' files
+
+PLANTED = """
+from pathlib import Path
+import gymnasium, torch
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnvWrapper
+Path(__file__).with_name("imported").touch()
+class Wrapper(gymnasium.Wrapper): pass
+class VecWrapper(VecEnvWrapper): pass
+class Callback(BaseCallback): pass
+class Replay(ReplayBuffer): pass
+class Rollout(RolloutBuffer): pass
+class Policy(ActorCriticPolicy): pass
+class Extractor(BaseFeaturesExtractor): pass
+class Adam(torch.optim.Adam): pass
+"""
+PLACES: list[tuple[str, str, Any]] = [
+    ("ppo", "policy", "planted.Policy"),
+    ("ppo", "env_wrapper", "planted.Wrapper"),
+    ("ppo", "env_wrapper", ["gymnasium.wrappers.FlattenObservation", {"planted.Wrapper": {}}]),
+    ("ppo", "vec_env_wrapper", {"planted.VecWrapper": {}}),
+    ("ppo", "callback", ["planted.Callback"]),
+    ("dqn", "replay_buffer_class", "planted.Replay"),
+    ("ppo", "rollout_buffer_class", "planted.Rollout"),
+    ("ppo", "policy_kwargs", {"features_extractor_class": "planted.Extractor"}),
+    ("ppo", "policy_kwargs", "dict(optimizer_class='planted.Adam')"),
+]
+
+
+@pytest.mark.parametrize(("algo", "key", "value"), PLACES)
+def test_nothing_of_somebody_elses_file_is_imported(
+    algo: str, key: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted.py").write_text(PLANTED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "planted", raising=False)
+    for trusted in ((), ["plant"], ["planted.envs"], ["plante*"]):
+        with pytest.raises(UserError) as error:
+            validate(algo, BASE | {key: value}, trusted)
+        message = one_line(error)
+        assert "'planted." in message
+        assert "--gym-packages" in message
+        assert "--trust" in message
+    assert not (tmp_path / "imported").exists()
+    assert validate(algo, BASE | {key: value}, ["planted"]) == validate(algo, BASE | {key: value})
+    assert (tmp_path / "imported").exists(), "the user's own paths, and packages that the user names, are imported"
+    monkeypatch.delitem(sys.modules, "planted")
+
+
+KNOWN = [
+    ("dqn", "env_wrapper", {"gymnasium.wrappers.TimeLimit": {"max_episode_steps": 9}}),
+    ("dqn", "env_wrapper", "equirl.envs.atari.SymmetricAtari"),
+    ("dqn", "env_wrapper", "stable_baselines3.common.atari_wrappers.AtariWrapper"),
+    ("dqn", "env_wrapper", "sb3_contrib.common.wrappers.TimeFeatureWrapper"),
+    ("dqn", "env_wrapper", "minigrid.wrappers.NoDeath"),
+    ("dqn", "policy", "stable_baselines3.dqn.MlpPolicy"),
+    ("dqn", "replay_buffer_class", "stable_baselines3.common.buffers.ReplayBuffer"),
+    ("a2c", "policy_kwargs", "dict(optimizer_class=RMSpropTFLike, activation_fn=nn.ELU)"),
+    ("a2c", "policy_kwargs", {"optimizer_class": "torch.optim.SGD"}),
+]
+
+
+@pytest.mark.parametrize(("algo", "key", "value"), KNOWN)
+def test_what_equirl_stands_on_is_imported_for_everybody(algo: str, key: str, value: Any) -> None:
+    assert validate(algo, BASE | {key: value}, trusted=())[key] == value
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["equirl.__main__.Wrapper", "rl_zoo3.benchmark.Wrapper", "equirlish.Wrapper", "equirl", "torch.hub.Wrapper"],
+)
+def test_paths_beside_the_known_packages_are_not_imported(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("equirl.hyperparameters.import_module", lambda name: pytest.fail(f"imports {name}"))
+    with pytest.raises(UserError):
+        imported("env_wrapper", path, trusted=())
+
+
+def test_a_module_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_module.py").write_text("raise RuntimeError('two\\nlines')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as error:
+        imported("env_wrapper", "broken_module.Wrapper")
+    assert one_line(error).endswith("RuntimeError: two lines")
+
+
+def writers() -> list[tuple[str, str, str]]:
+    """Return key, path and keyword of every argument of known classes that looks like a place to write to."""
+    modules = {
+        "env_wrapper": [
+            "gymnasium.wrappers",
+            "stable_baselines3.common.monitor",
+            "stable_baselines3.common.atari_wrappers",
+            "sb3_contrib.common.wrappers",
+            "minigrid.wrappers",
+            "equirl.envs.atari",
+        ],
+        "vec_env_wrapper": ["stable_baselines3.common.vec_env", "stable_baselines3.common.vec_env.vec_video_recorder"],
+        "callback": ["stable_baselines3.common.callbacks", "equirl.callbacks"],
+    }
+    bases: dict[str, type] = {"env_wrapper": gym.Wrapper, "vec_env_wrapper": VecEnvWrapper, "callback": BaseCallback}
+    found = []
+    for key, names in modules.items():
+        for name in names:
+            module = import_module(name)
+            for exported in getattr(module, "__all__", None) or dir(module):
+                try:
+                    part = getattr(module, exported)
+                except (ImportError, gym.error.DependencyNotInstalled):
+                    continue  # wrappers of JAX
+                if isinstance(part, type) and issubclass(part, bases[key]):
+                    words = [word for word in keywords_of(part) if re.search("path|file|folder|dir$|directory", word)]
+                    found += [(key, f"{name}.{exported}", word) for word in words]
+    return found
+
+
+def test_nothing_is_written_where_somebody_elses_file_says() -> None:
+    found = writers()
+    named = {path.rpartition(".")[2] for _, path, _ in found}
+    assert {"RecordVideo", "Monitor", "VecVideoRecorder", "VecMonitor", "CheckpointCallback", "EvalCallback"} <= named
+    for key, path, word in found:
+        with pytest.raises(UserError, match=f"would write to 'somewhere': expected no {word}"):
+            validate("dqn", BASE | {key: {path: {word: "somewhere"}}}, trusted=())
+        assert validate("dqn", BASE | {key: {path: {word: "somewhere"}}})

@@ -62,7 +62,7 @@ OLD: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
         "sac",
         {
             "replay_buffer_class": "HerReplayBuffer",
-            "replay_buffer_kwargs": "dict( online_sampling=True, goal_selection_strategy='future',\n n_sampled_goal=4,)",
+            "replay_buffer_kwargs": "dict( online_sampling=True,\n goal_selection_strategy='future', n_sampled_goal=4)",
         },
         {
             "replay_buffer_class": "stable_baselines3.HerReplayBuffer",
