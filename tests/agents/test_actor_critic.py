@@ -390,8 +390,11 @@ def test_standard_deviations_are_tied_over_orbits(method):
     assert abs(log_std[0] - log_std[1]) > 0.1
     wanted = log_std if method == "identity" else torch.stack([log_std[:2].mean(), log_std[:2].mean(), log_std[2]])
     assert torch.allclose(policy.tied_log_std(), wanted)
-    spread = policy.get_distribution(torch.randn(3, 2)).distribution.stddev
-    assert torch.allclose(spread, wanted.exp().expand(3, 3))
+    seen = torch.randn(3, 2)
+    distribution = policy.get_distribution(seen).distribution
+    assert torch.allclose(distribution.stddev, wanted.exp().expand(3, 3))
+    measured = policy.measured(seen)["action distribution"]
+    assert same(measured.f(measured.x), {"mean": distribution.mean, "log_std": policy.tied_log_std().expand(3, 3)})
 
 
 @pytest.mark.parametrize("method", METHODS)
