@@ -66,7 +66,8 @@ IMPORTED = """
 import json, sys
 from importlib.metadata import entry_points
 from importlib.resources import files
-import equirl.agents.dqn, equirl.envs
+import equirl.envs
+from equirl.agents import actor_critic, dqn, qrdqn, sac, td3
 (symmetries,) = entry_points(group="equirl.symmetries", name="equirl")
 symmetries.load()
 print(json.dumps({

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
+from stable_baselines3 import DQN
 from torch import nn
 
 import equirl.envs  # noqa: F401
@@ -19,7 +20,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
+    DQN("MlpPolicy", "CartPole-v1").save("plain.zip")
     given: dict[str, Any] = {
         "resnet": nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         "images": torch.rand(2, 3, 8, 8),
@@ -29,7 +31,8 @@ def test_the_python_runs(tmp_path, monkeypatch):
     for block in blocks:
         exec(block.replace("50_000", "200"), given)
     assert (tmp_path / "cartpole.zip").is_file()
-    assert given["DQN"].load("cartpole").policy.method == "equitune"
+    assert DQN.load("cartpole").policy.method == "equitune"
+    assert given["agent"].policy.method == "equizero"
     turn, still, images = given["turn"], given["still"], given["images"]
     assert given["equivariance_error"](given["net"], turn, still, images) < 1e-6
 
@@ -46,6 +49,16 @@ def test_the_files_and_commands_exist(capsys):
     assert targets == {"train", "test"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"\n{target}:" in makefile for target in targets)
+
+
+@pytest.mark.parametrize("agent", ["CartPole-v1", "Acrobot-v1", "LunarLander-v3"])
+def test_the_table_of_trained_agents_is_the_committed_one(agent):
+    text = (ROOT / "tests" / "benchmarks" / "trained_agents.md").read_text(encoding="utf-8")
+    measured = re.findall(rf"^\| {agent}, C2 \| (\w+) \| (\S+) \+- (\S+) \|", text, flags=re.MULTILINE)
+    expected = [f"{float(mean):.1f} ± {float(error):.1f}" for _, mean, error in measured]
+    [row] = [line for line in README.splitlines() if line.startswith(f"| {agent} |")]
+    assert [method for method, *_ in measured] == ["identity", "equitune", "equizero"]
+    assert [cell.strip(" *") for cell in row.strip("|").split("|")][1:] == expected
 
 
 COLUMNS = ["", "identity", "equitune", "lambda", "equizero"]
