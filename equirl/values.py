@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -40,12 +41,17 @@ _WRITTEN = {"filename", "folder", "video_folder", "save_path", "log_path", "best
 NOISES = ("normal", "ornstein-uhlenbeck")
 
 
+def _finite(value: Any) -> bool:
+    """Whether a value is a number that torch can compute with; YAML's integers have no end."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def _positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+    return _finite(value) and value > 0
 
 
 def _integer(low: int) -> Check:
-    return lambda value: type(value) is int and value >= low, f"an integer of at least {low}"
+    return lambda value: type(value) is int and low <= value < 2**63, f"an integer of at least {low}"
 
 
 def _optional(check: Check) -> Check:
@@ -84,8 +90,8 @@ def _is_net_arch(value: Any) -> bool:
 
 
 _FRACTION: Check = (lambda v: type(v) in (int, float) and 0 <= v <= 1, "a number from 0 to 1")
-_NUMBER: Check = (lambda v: type(v) in (int, float) and math.isfinite(v), "a number")
-_NOT_NEGATIVE: Check = (lambda v: type(v) in (int, float) and 0 <= v < math.inf, "a number of at least 0")
+_NUMBER: Check = (_finite, "a number")
+_NOT_NEGATIVE: Check = (lambda v: _finite(v) and v >= 0, "a number of at least 0")
 _POSITIVE: Check = (_positive, "a number above 0")
 _SCHEDULE: Check = (lambda v: _positive(v) or linear_start(v) is not None, "a number above 0, or lin_<number>")
 _BOOLEAN: Check = (lambda v: isinstance(v, bool), "True or False")
@@ -95,7 +101,7 @@ _NAMED: Check = (
     lambda v: v is None or all(map(_is_named, v if isinstance(v, (list, tuple)) else [v])),
     "a dotted path such as package.Name, a mapping {package.Name: {keyword: value}}, or a list of these",
 )
-_CLIP: Check = (lambda v: type(v) in (int, float) and v > 0, "a number above 0")  # infinity clips nothing
+_CLIP: Check = (lambda v: _positive(v) or v == math.inf, "a number above 0")  # infinity clips nothing
 
 CHECKS: dict[str, Check] = {
     # RL Zoo's own

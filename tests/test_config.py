@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import sys
+from contextlib import suppress
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from equirl.config import (
 )
 from equirl.errors import UserError
 from equirl.hyperparameters import imported, keywords_of, named_callables, parse_value
+from equirl.runs import settings_of
 from equirl.symmetry import Symmetry
 
 BASE: dict[str, Any] = {"policy": "MlpPolicy", "n_timesteps": 100}
@@ -96,6 +98,12 @@ def test_every_shipped_entry_builds_its_algorithm(algo: str, entry: str) -> None
     noise = action_noise(hyperparameters, model.action_space)
     assert (noise is None) == (algo != "td3")
     assert noise is None or noise().shape == model.action_space.shape
+
+
+@pytest.mark.parametrize(("algo", "entry"), [(algo, entry) for algo, entry in SHIPPED if entry != "default"])
+def test_every_shipped_entry_suits_its_environment(algo: str, entry: str) -> None:
+    settings = settings_of(algo, "ALE/Pong-v5" if entry == "atari" else entry)  # builds both, the buffers small
+    assert (len(settings.symmetry.group) > 1) == (entry != "MountainCar-v0")
 
 
 def test_rl_zoos_own_reader_reads_the_shipped_files() -> None:
@@ -398,6 +406,26 @@ def test_bad_value_of_an_algorithm_is_refused_in_one_line(algo: str, key: str, v
     with pytest.raises(UserError) as error:
         validate(algo, BASE | {key: value})
     assert expected in one_line(error)
+
+
+WEIRD: list[Any] = [
+    *(None, True, 0, 1, -1, 0.5, 1e308, float("nan"), float("inf"), 2**63, 10**400, -(10**400), "", "a", ".", "a..b"),
+    *("gymnasium.wrappers.", "gymnasium.wrappers.JaxToTorch", "dict(", "dict(a=1)", "nn.ReLU", b"bytes", (1, 2), {1}),
+    *([], [1], [[1]], ["a.b"], {}, {1: 2}, {"a": 1}, {"a.b": None}, {"gymnasium.wrappers.TimeLimit": "dict("}),
+    *({"net_arch": [10**400]}, {"net_arch": None}, {"activation_fn": {}}, {"log_std_init": 10**400}, object()),
+    *({"optimizer_class": None}, {"features_extractor_class": []}, {"n_quantiles": True}, {"n_critics": 1.0}),
+]
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_any_value_of_any_key_is_taken_or_refused(algo: str) -> None:
+    taken = 0
+    for key in valid_keys(algo):
+        for value in WEIRD:
+            with suppress(UserError):
+                algorithm_kwargs(validate(algo, BASE | {key: value}, trusted=()))
+                taken += 1
+    assert len(valid_keys(algo)) < taken < 0.5 * len(WEIRD) * len(valid_keys(algo))
 
 
 @pytest.mark.parametrize("key", ["policy", "n_timesteps"])
