@@ -68,7 +68,8 @@ class Plane(gym.Env):
         self.keys = keys
         parts = {key: SEEN[key][0] for key in keys}
         self.observation_space = parts[keys[0]] if len(keys) == 1 else spaces.Dict(parts)
-        self.action_space = spaces.Box(*bounds, (2,))
+        low, high = bounds
+        self.action_space = spaces.Box(low, high, (2,))
 
     @staticmethod
     def symmetry(*keys, bounds=(-1, 1)):
@@ -334,6 +335,19 @@ def test_densities_of_actions_are_equivariant(method, case):
         assert torch.allclose(moved, still, rtol=1e-4, atol=1e-4)
 
 
+def test_deviations_are_clamped_before_they_are_averaged():
+    actor = deepcopy(trained(SAC, "plane", "equitune").actor)
+    with torch.no_grad():
+        actor.log_std.weight.mul_(1000)
+    seen = observations_of(actor.observation_space)
+    views = [actor.log_std(actor.latent_pi(actor.symmetry.observation(g, seen))) for g in range(8)]
+    assert min(view.min() for view in views) < -30
+    assert max(view.max() for view in views) > 30
+    undone = [actor.symmetry.action.indices[g] for g in range(8)]  # entry i of an action went to entry p[i]
+    mean = torch.stack([view.clamp(-20, 2)[:, p] for view, p in zip(views, undone, strict=True)]).mean(0)
+    assert torch.allclose(actor.get_action_dist_params(seen)[1], mean, atol=1e-4)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("method", EQUIVARIANT)
 @pytest.mark.parametrize("algo", ALGOS)
@@ -353,6 +367,25 @@ def test_predicted_actions_commute_in_the_environments_own_units(algo, method, c
     for g in range(len(symmetry.group)):
         moved = act(symmetry.observation(g, seen))
         assert torch.allclose(moved, symmetry.action(g, still), atol=1e-5 * float((space.high - space.low).max()))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("method", EQUIVARIANT)
+@pytest.mark.parametrize("algo", ALGOS)
+def test_critics_do_not_see_it_in_the_environments_own_units(algo, method, case):
+    model = trained(algo, case, method)
+    symmetry, space = model.policy.symmetry, model.action_space
+    seen = observations_of(model.observation_space)
+    actions = np.stack([space.sample() for _ in range(12)])
+
+    def value(seen, actions):
+        return torch.cat(model.critic(seen, torch.as_tensor(model.policy.scale_action(actions))), 1)
+
+    still = value(seen, actions)
+    assert (still - still[:1]).abs().max() > 1e-3
+    for g in range(len(symmetry.group)):
+        moved = symmetry.action(g, torch.as_tensor(actions)).numpy()
+        assert torch.allclose(value(symmetry.observation(g, seen), moved), still, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["pendulum", "centre", "dict"])
@@ -459,6 +492,7 @@ def test_the_critics_choose_equizeros_views_and_are_asked_without_gradients(algo
     before = model.actor.element_weights(seen)
     model.actor.symmetrized(model.actor.movable(seen))[next(iter(model.actor.output.keys))].sum().backward()
     assert all(parameter.grad is None for parameter in model.critic.parameters())
+    assert not model.actor._scored(model.actor.movable(seen))[0]["score"].requires_grad
     assert {float(weight) for weight in before.unique()} >= {0.0, 1.0}
     assert model.critic.symmetrizer.method == "equitune"
     with torch.no_grad():
@@ -678,6 +712,7 @@ def test_agents_policies_and_networks_load_as_they_were(algo, method, case, tmp_
     with torch.no_grad():
         assert same(actor.symmetrized(actor.movable(seen)), model.actor.symmetrized(model.actor.movable(seen)))
         assert equal(critic(seen, actions), model.critic(seen, actions))
+    assert not critic.share_features_extractor
 
 
 @pytest.mark.parametrize("algo", ALGOS)
@@ -688,6 +723,10 @@ def test_policies_keep_shared_features_through_a_file(algo, tmp_path):
     assert policy.actor.features_extractor is policy.critic.features_extractor
     seen, actions = inputs(model)
     assert equal(outputs(policy, seen, actions), outputs(model.policy, seen, actions))
+    model.critic.save(tmp_path / "critic.pt")
+    critic = SymmetricCritic.load(tmp_path / "critic.pt")
+    assert critic.share_features_extractor
+    assert equal(critic(seen, actions), model.critic(seen, actions))
 
 
 @pytest.mark.parametrize("algo", ALGOS)
