@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from stable_baselines3.common.save_util import recursive_getattr, recursive_seta
 
 from equirl.agents.symmetric import SymmetricPolicy
 from equirl.errors import UserError
-from equirl.representations import PerKey, Representation, SignedPermutation, Trivial
+from equirl.representations import PerKey, Representation, Trivial
 from equirl.symmetrizers import Identity
 from equirl.symmetry import Symmetry, resolve_symmetry
 
@@ -36,6 +37,7 @@ _NAMES = {  # of SB3's classes, where these are not the aliases themselves
     "ActorCriticCnnPolicy": "CnnPolicy",
     "MultiInputActorCriticPolicy": "MultiInputPolicy",
 }
+_LIVELY = ("ep_info_buffer", "ep_success_buffer", "action_noise")  # what learning changes in place
 OURS = frozenset({"symmetry", "method", "symmetrizer_kwargs", "double_selection"})
 """The keywords of symmetric policies that SB3's own lack."""
 
@@ -96,6 +98,7 @@ def _rebuilt(model: Model, policy: type[SymmetricPolicy], policy_kwargs: dict[st
     left_out = {*model._excluded_save_params(), *(name.split(".")[0] for name in (*modules, *variables))}
     copy: Any = type(model)(policy, env=None, device=model.device, _init_setup_model=False)  # type: ignore[call-arg]
     copy.__dict__.update({key: value for key, value in vars(model).items() if key not in left_out})
+    copy.__dict__.update({key: deepcopy(vars(model)[key]) for key in _LIVELY if key in vars(model)})
     copy.policy_class, copy.policy_kwargs = policy, policy_kwargs
     copy.seed = None  # setting up would seed everything random
     if getattr(model, "replay_buffer", None) is not None:
@@ -129,6 +132,14 @@ def copy_parameters(source: BaseAlgorithm, target: BaseAlgorithm) -> None:
         recursive_setattr(target, f"{name}.data", recursive_getattr(source, name).data.clone())
 
 
+def without_symmetrizers(model: BaseAlgorithm) -> dict[str, Any]:
+    """Return a model's parameters, as SB3 names them, but for what its symmetrizers learn."""
+    parameters = model.get_parameters()
+    for name in _networks(model):
+        parameters[name] = {key: value for key, value in parameters[name].items() if not _is_symmetrizers(key)}
+    return parameters
+
+
 def _networks(model: BaseAlgorithm) -> list[str]:
     names = model._get_torch_save_params()[0]
     return [name for name in names if isinstance(recursive_getattr(model, name), torch.nn.Module)]
@@ -141,33 +152,32 @@ def _is_symmetrizers(key: str) -> bool:
 def check_normalization(model: BaseAlgorithm, symmetry: Symmetry, method: str) -> None:
     """Raise a `UserError` where an agent reads normalised observations whose statistics the group does not keep.
 
-    (x - mean) / deviation commutes with an element where that leaves the mean as it is, signs included, and permutes
-    equal deviations.
+    That is where (g x - mean) / deviation = g ((x - mean) / deviation) for every element g and every x.
     """
     normalizer = model.get_vec_normalize_env()
     if normalizer is None or not normalizer.norm_obs or method == Identity.method:
         return
+    rep, space = symmetry.observation, model.observation_space
     rms: Any = normalizer.obs_rms
-    rep = symmetry.observation
     if isinstance(rms, dict):
         parts = rep.keys if isinstance(rep, PerKey) else {}
-        checked = [(parts.get(key, Trivial(symmetry.group)), statistics) for key, statistics in rms.items()]
+        checked = [(parts.get(key, Trivial(symmetry.group)), each, space[key].shape) for key, each in rms.items()]  # type: ignore[index]
     else:
-        checked = [(rep, rms)]
-    for part, statistics in checked:
-        if not _keeps(part, statistics.mean, statistics.var):
+        checked = [(rep, rms, space.shape)]
+    for part, statistics, shape in checked:
+        if not _keeps(part, statistics.mean, np.sqrt(statistics.var + normalizer.epsilon), shape):
             raise UserError(
-                f"VecNormalize statistics with mean {np.round(statistics.mean, 3).tolist()} are not tied over orbits: "
-                f"expected ones that {symmetry.group} keeps; train without normalisation, or with tied statistics"
+                f"VecNormalize statistics that {symmetry.group} does not keep, of mean "
+                f"{np.round(statistics.mean, 3).ravel()[:8].tolist()}, with method {method!r}: expected method "
+                "'identity', statistics tied over orbits, or an agent trained without normalisation"
             )
 
 
-def _keeps(rep: Representation, mean: Any, var: Any) -> bool:
+def _keeps(rep: Representation, mean: Any, deviation: Any, shape: tuple[int, ...]) -> bool:
     if isinstance(rep, Trivial):
         return True
-    spread = SignedPermutation(rep.group, rep.indices) if isinstance(rep, SignedPermutation) else rep
-    centre, width = torch.as_tensor(mean)[None].double(), torch.as_tensor(var)[None].double()
-    tolerance = 1e-6 * float(width.max()) ** 0.5
-    return torch.allclose(rep.orbit(centre), centre, rtol=0, atol=tolerance) and torch.allclose(
-        spread.orbit(width), width, rtol=1e-6, atol=0
-    )
+    for axis, (more, once) in enumerate(zip(shape, mean.shape, strict=True)):  # frames stacked after normalisation
+        mean, deviation = (np.concatenate([each] * (more // once), axis) for each in (mean, deviation))
+    centre, width = torch.as_tensor(mean), torch.as_tensor(deviation)
+    z = torch.randn(8, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.allclose((rep.orbit(centre + width * z) - centre) / width, rep.orbit(z), rtol=0, atol=1e-5)

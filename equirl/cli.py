@@ -26,6 +26,7 @@ from equirl.console import (
     Packages,
     Trust,
     import_modules,
+    one_line,
     print_json,
     print_notes,
     print_table,
@@ -53,7 +54,7 @@ def main() -> None:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UserError, TyperException) as error:
         said = error.format_message() if isinstance(error, TyperException) else str(error)
-        print(f"error: {' '.join(said.split())}", file=sys.stderr)
+        print(f"error: {one_line(said)}", file=sys.stderr)
         code = 2
     raise SystemExit(code or 0)
 
@@ -133,7 +134,7 @@ def train(
             found = find_agent(trained_agent, env, algo, trust, gym_packages or ())
             print_notes(found.notes)
             settings = replace(with_overrides(found, overrides, seed), device=device)
-            start = start_from(found)
+            start = start_from(found, settings)
         else:
             settings = settings_of(algo or "dqn", env or "CartPole-v1", overrides, conf_file, seed, device)
         _use_threads(num_threads if num_threads is not None else -1 if settings.env_id.startswith("ALE/") else 1)
@@ -179,6 +180,8 @@ def evaluate(
         print_notes(found.notes)
         trained = found.settings.method
         result = compare_methods(found, methods_for(methods or trained, trained), episodes)
+    if len(found.settings.symmetry.group) == 1 and len(result["methods"]) > 1:
+        print_notes([f"no symmetry of {result['environment']} is known: under every method it is the plain network"])
     if as_json:
         return print_json(result)
     table = Table(title=f"{result['environment']}, {result['group']}, {episodes} episodes")

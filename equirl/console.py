@@ -48,14 +48,24 @@ def import_modules(modules: list[str] | None) -> None:
     for name in modules or []:
         try:
             import_module(name)
-        except ImportError as error:
-            raise UserError(f"--gym-packages {name}: expected a module that can be imported: {error}") from None
+        except Exception as error:  # importing runs the module, which may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"--gym-packages {name}: expected a module that can be imported: {reason}") from None
+
+
+def one_line(text: str) -> str:
+    r"""Return a text that may quote a file as one line that is safe to print: nothing in it can steer a terminal.
+
+    >>> print(one_line("no key 'a\nb\x1b[2J'"))
+    no key 'a b\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 def print_notes(notes: Iterable[str]) -> None:
     """Print sentences about what was assumed, or left unread, on standard error."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {one_line(note)}", file=sys.stderr)
 
 
 def shown(error: float | None) -> str:

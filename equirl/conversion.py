@@ -16,7 +16,7 @@ from equirl.errors import UserError
 from equirl.evaluation import finite, observations
 from equirl.folders import write_settings, zoo_name
 from equirl.hyperparameters import keyword_arguments
-from equirl.loading import Found, agent_of
+from equirl.loading import Found, agent_of, fit, fresh_model
 from equirl.runs import Settings, prepared
 from equirl.symmetrizers import Identity
 
@@ -31,28 +31,54 @@ def with_overrides(found: Found, overrides: Mapping[str, Any], seed: int | None 
     """
     settings = found.settings
     hyperparameters = {**settings.hyperparameters, **overrides}
-    if hyperparameters["method"] != settings.method:
+    method = hyperparameters["method"]
+    if method != Identity.method and overrides.get("symmetry") == "none":
+        raise UserError(f"symmetry 'none' with method {method!r}: expected a symmetry's name, or method 'identity'")
+    if method != settings.method:
         kwargs = keyword_arguments(hyperparameters.get("policy_kwargs")) or {}
         hyperparameters["policy_kwargs"] = {key: value for key, value in kwargs.items() if key not in OURS}
-    if (
-        hyperparameters["method"] != Identity.method
-        and hyperparameters["symmetry"] == "none"
-        and "symmetry" not in (overrides)
-    ):
+    if method != Identity.method and hyperparameters["symmetry"] == "none":
         hyperparameters["symmetry"] = "auto"
-    return prepared(
-        replace(settings, hyperparameters=hyperparameters, seed=settings.seed if seed is None else seed, extra={})
-    )
+    seed = settings.seed if seed is None else seed
+    return prepared(replace(settings, hyperparameters=hyperparameters, seed=seed, extra={}))
 
 
-def start_from(found: Found) -> Callable[[Any], None]:
-    """Return what gives a fresh model the weights and the optimizers' states of a trained agent."""
+def start_from(found: Found, settings: Settings) -> Callable[[Any], None]:
+    """Return what gives a fresh model of these settings the weights and the optimizers' states of a trained agent.
+
+    Files that are trusted also give their replay buffer.
+
+    Raises:
+        UserError: files that cannot be read, or weights that no model of these settings can take.
+    """
     agent = agent_of(found, optimizers=True)
+    fit(agent, fresh_model(settings), found.weights)
+    buffer = _replay_buffer(found, agent)
 
     def start(model: Any) -> None:
         copy_parameters(agent, model)
+        if buffer is not None:
+            model.replay_buffer = buffer
 
     return start
+
+
+def _replay_buffer(found: Found, agent: Any) -> Any:
+    """Return the replay buffer that lies unpickled beside a trusted agent, None where there is none."""
+    path = None if found.folder is None else found.folder / "replay_buffer.pkl"
+    own = getattr(agent, "replay_buffer", None)
+    if not found.trust or own is None or path is None or not path.is_file():
+        return None
+    try:
+        agent.load_replay_buffer(path)
+        spaces = agent.replay_buffer.observation_space, agent.replay_buffer.action_space
+    except Exception as error:  # a pickle can raise anything
+        raise UserError(f"{str(path)!r} cannot be unpickled: {' '.join(str(error).split())[:200]}") from None
+    if spaces != (agent.observation_space, agent.action_space) or agent.replay_buffer.n_envs != found.settings.n_envs:
+        raise UserError(
+            f"{str(path)!r}: expected experience of {found.settings.env_id}, {found.settings.n_envs} at once"
+        )
+    return agent.replay_buffer
 
 
 def wrap(found: Found, symmetry: str | Mapping[str, Any] | None, method: str, output: Path) -> dict[str, Any]:
@@ -74,7 +100,13 @@ def wrap(found: Found, symmetry: str | Mapping[str, Any] | None, method: str, ou
         UserError: a path that is taken or cannot be written, or an agent that cannot be made equivariant.
     """
     output = Path(output)
-    if output.exists():
+    try:
+        output.lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(output)!r}: expected a path that can be written: {getattr(error, 'strerror', error)}") from None
+    else:
         raise UserError(f"{str(output)!r} exists: expected a path that is free")
     settings = with_overrides(found, {"method": method} | ({} if symmetry is None else {"symmetry": symmetry}))
     agent = agent_of(found, optimizers=True)
@@ -108,6 +140,7 @@ def _options(settings: Settings) -> dict[str, Any]:
 def _write(model: Any, settings: Settings, output: Path) -> None:
     """Write beside the place first, then move: a path holds a whole agent or nothing."""
     env = zoo_name(settings.env_id)
+    model.equirl_settings = {"env": settings.env_id, **settings.hyperparameters}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=output.parent))

@@ -84,14 +84,17 @@ def read_settings(folder: str | os.PathLike[str], trusted: Collection[str] | Non
         if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in keys):
             raise UserError(f"{found[0].with_name(name)}: expected a mapping with {' and '.join(keys)}")
     spec_of(args["env"])
-    settings = validate(args["algo"], hyperparameters, trusted)
+    try:
+        settings = validate(args["algo"], hyperparameters, trusted)
+    except UserError as error:
+        raise UserError(f"{found[0].with_name('config.yml')}: {error}") from None
     if not {"symmetry", "method"} <= set(settings):
         raise UserError(
             f"{found[0].with_name('config.yml')}: expected the keys symmetry and method, as equirl writes them"
         )
     for key, least in (("seed", 0), *((key, 1) for key in EXTRA)):
-        if type(args.get(key)) is not int or args[key] < least:
-            raise UserError(f"{found[0]}: {key} {args.get(key)!r}: expected a whole number of at least {least}")
+        if type(args.get(key)) is not int or not least <= args[key] < 2**32:
+            raise UserError(f"{found[0]}: {key} {args.get(key)!r}: expected a whole number from {least} to {2**32 - 1}")
     known = {"algo", "env", "seed", "device", "env_kwargs"}
     extra = {key: value for key, value in args.items() if key not in known}
     return Settings(args["algo"], args["env"], settings, args["seed"], str(args.get("device", "auto")), extra)

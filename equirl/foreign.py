@@ -9,16 +9,18 @@ from typing import Any
 
 import gymnasium as gym
 
+from equirl.agents.wrapping import OURS
 from equirl.archives import Archive
-from equirl.config import ALGORITHMS, valid_keys, validate
+from equirl.config import ALGORITHMS, OUR_KEYS, ZOO_KEYS, valid_keys, validate
 from equirl.envs import default_entry
 from equirl.envs.catalogue import ENTRIES
 from equirl.errors import UserError, unknown
 from equirl.hyperparameters import keyword_arguments
 from equirl.runs import Settings, make_vec_env, spec_of
+from equirl.symmetry import resolve_symmetry
 from equirl.zoo import read_zoo_hyperparameters
 
-OURS = ("symmetry", "method", "symmetrizer_kwargs", "double_selection")
+MOST_FRAMES = 100
 _MODULES = {
     "stable_baselines3.dqn.policies": "dqn",
     "sb3_contrib.qrdqn.policies": "qrdqn",
@@ -72,14 +74,17 @@ def zoo_settings(
     """
     algo = args["algo"]
     if algo not in ALGORITHMS:
-        raise unknown("algorithm", algo, ALGORITHMS)
+        raise UserError(f"args.yml: {unknown('algorithm', algo, ALGORITHMS)}")
     env_id, notes = current_id(env_id or args["env"])
     plain = dict(config)
     policy_kwargs = keyword_arguments(plain.get("policy_kwargs")) or {}
     own: dict[str, Any] = {key: policy_kwargs.pop(key) for key in ("symmetry", "method") if key in policy_kwargs}
     if own:
         plain["policy_kwargs"] = policy_kwargs
-    hyperparameters, dropped = read_zoo_hyperparameters(algo, plain, trusted)
+    try:
+        hyperparameters, dropped = read_zoo_hyperparameters(algo, plain, trusted)
+    except UserError as error:
+        raise UserError(f"config.yml: {error}") from None
     if dropped:
         notes.append(f"config.yml: SB3 no longer has {', '.join(dropped)}")
     env_kwargs = keyword_arguments(args.get("env_kwargs"))
@@ -88,7 +93,9 @@ def zoo_settings(
     if env_kwargs:
         hyperparameters["env_kwargs"] = {**(keyword_arguments(hyperparameters.get("env_kwargs")) or {}), **env_kwargs}
     seed = args.get("seed")
-    settings = Settings(algo, env_id, {**hyperparameters, **own}, seed if type(seed) is int and seed >= 0 else 0)
+    settings = Settings(
+        algo, env_id, {**hyperparameters, **own}, seed if type(seed) is int and 0 <= seed < 2**32 else 0
+    )
     return completed(settings, trusted), notes
 
 
@@ -109,43 +116,85 @@ def lone_settings(
     algo = algo or _algorithm_of(archive)
     if algo not in ALGORITHMS:
         raise unknown("algorithm", algo, ALGORITHMS)
-    policy_kwargs = _policy_kwargs(archive)
+    told, policy_kwargs = _told(archive), _policy_kwargs(archive)
     own: dict[str, Any] = {key: policy_kwargs.pop(key) for key in ("symmetry", "method") if key in policy_kwargs}
-    named = own.get("symmetry")
-    name = named if isinstance(named, str) else named.get("name") if isinstance(named, Mapping) else None
-    of_entry = next((entry.env_id for entry in ENTRIES if entry.name == name), None)
-    if env_id is None and of_entry is None:
+    env_id = env_id or told.get("env") or _environment_of(own.get("symmetry"))
+    if not isinstance(env_id, str):
         raise UserError(f"{archive.path}: no args.yml beside it says which environment: expected --env ID")
-    env_id, notes = current_id(env_id or str(of_entry))
-    found: dict[str, Any] = {"policy": _policy(archive), "n_timesteps": 1, **own}
-    total = archive.data.get("_total_timesteps")
-    if type(total) is int and total > 0:
-        found["n_timesteps"] = total
-    if policy_kwargs:
-        found["policy_kwargs"] = policy_kwargs
-    unknown_keys = []
-    for key in set(valid_keys(algo)) - found.keys() - {"policy_kwargs"}:
+    env_id, notes = current_id(env_id)
+    keys = set(valid_keys(algo))
+    found: dict[str, Any] = {"policy": _policy(archive), "n_timesteps": _steps(archive)}
+    found |= {key: value for key, value in told.items() if key in keys}
+    known = keyword_arguments(told.get("policy_kwargs")) or policy_kwargs
+    found["policy_kwargs"] = {key: value for key, value in (policy_kwargs | known).items() if key not in OURS}
+    found["policy_kwargs"] |= {key: value for key, value in policy_kwargs.items() if key in OURS}
+    pickled = []
+    for key in keys - OUR_KEYS - ZOO_KEYS - {"policy_kwargs"} | {"n_envs"}:
         if archive.data.get(key) is not None:
             found[key] = archive.data[key]
-        elif key in archive.twins:
-            schedule = _schedule(archive.twins[key])
-            if schedule is not None:
-                found[key] = schedule
-            elif not key.endswith("_class"):
-                unknown_keys.append(key)
-    if unknown_keys:
-        notes.append(f"{archive.path.name}: {', '.join(sorted(unknown_keys))}: pickled, so SB3's defaults stand in")
+        elif key in archive.twins and (schedule := _schedule(archive.twins[key])) is not None:
+            found[key] = schedule
+        elif key in archive.twins and key not in told and not key.endswith("_class"):
+            pickled.append(key)
+    if pickled:
+        notes.append(
+            f"{archive.path.name}: {', '.join(sorted(pickled))}: pickled Python, not read; to train further give "
+            "yours with -P, or SB3's defaults stand in"
+        )
     try:
-        checked = validate(algo, found, trusted)
+        checked = validate(algo, found | own, trusted)
+        check_frames(checked)
+        if "symmetry" in own:
+            checked["symmetry"] = _unstacked(checked, told, own["symmetry"])
+        return completed(Settings(algo, env_id, checked), trusted), notes
     except UserError as error:
         raise UserError(f"{archive.path}: member 'data': {error}") from None
-    settings = Settings(algo, env_id, {**checked, **own})
-    return completed(settings, trusted), notes
+
+
+def _told(archive: Archive) -> dict[str, Any]:
+    """Return what equirl writes into its zips as plain data: the environment and every hyper-parameter."""
+    told = archive.data.get("equirl_settings")
+    return dict(told) if isinstance(told, Mapping) else {}
+
+
+def _environment_of(symmetry: Any) -> str | None:
+    """Return the environment that the catalogue has a symmetry for."""
+    name = symmetry.get("name") if isinstance(symmetry, Mapping) else symmetry
+    return next((entry.env_id for entry in ENTRIES if entry.name == name), None)
+
+
+def _steps(archive: Archive) -> int:
+    total = archive.data.get("_total_timesteps")
+    return total if type(total) is int and total > 0 else 1
+
+
+def _unstacked(checked: Mapping[str, Any], told: Mapping[str, Any], seen: Any) -> Any:
+    """Return the symmetry on one frame where the agent sees several, as settings have it."""
+    frames = checked.get("frame_stack", 1)
+    if frames == 1:
+        return seen
+    single = told.get("symmetry", "none")
+    if resolve_symmetry(single).stacked(frames) != resolve_symmetry(seen):
+        raise UserError(f"{frames} frames and a symmetry that is not {single!r} on each: expected the run's folder")
+    return single
+
+
+def check_frames(hyperparameters: Mapping[str, Any]) -> None:
+    """Refuse a stack of frames that would fill the memory, in files that somebody else wrote."""
+    if hyperparameters.get("frame_stack", 1) > MOST_FRAMES:
+        raise UserError(f"frame_stack {hyperparameters['frame_stack']}: expected at most {MOST_FRAMES}")
+
+
+def method_of(archive: Archive) -> str | None:
+    """Return the method that a zip names, None where it is a plain agent's."""
+    method = _policy_kwargs(archive).get("method")
+    return method if isinstance(method, str) else None
 
 
 def completed(settings: Settings, trusted: Collection[str] | None) -> Settings:
     """Return settings with the two keys of ours: a plain agent's symmetry is the catalogue's where that fits."""
     hyperparameters = dict(settings.hyperparameters)
+    check_frames(hyperparameters)
     hyperparameters.setdefault("method", "identity")
     if "symmetry" not in hyperparameters:
         hyperparameters["symmetry"] = "none"
@@ -174,6 +223,7 @@ def _fits(settings: Settings, kwargs: Mapping[str, Any]) -> bool:
 
 def _algorithm_of(archive: Archive) -> str:
     module = archive.twins.get("policy_class", {}).get("__module__")
+    module = module if isinstance(module, str) else ""
     if module in _ACTOR_CRITIC:
         return "ppo" if "n_epochs" in archive.data else "a2c"
     if module not in _MODULES:
@@ -211,11 +261,13 @@ def _schedule(twin: Mapping[str, Any]) -> float | str | None:
     """
     text = str(twin.get("value_schedule", ""))
     constant = re.fullmatch(r"ConstantSchedule\(val=([-+.\de]+)\)", text)
-    if constant:
-        return float(constant[1])
     linear = _LINEAR.fullmatch(text)
     start, end, fraction = linear.groups() if linear else (twin.get(key) for key in ("start", "end", "end_fraction"))
+    if "SimpleLinearSchedule" in str(twin.get(":type:")):  # RL Zoo's
+        start, end, fraction = twin.get("initial_value"), 0, 1
     try:
+        if constant:
+            return float(constant[1])
         start, end, fraction = float(start), float(end), float(fraction)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None

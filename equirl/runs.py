@@ -337,4 +337,6 @@ def build_model(settings: Settings, env: VecEnv, learns: bool = True) -> BaseAlg
         setattr(model, key, chosen.get(key, defaults[key].default))  # as a saved model says it
     if getattr(model, "replay_buffer_class", None) and not kwargs.get("replay_buffer_class"):
         model.replay_buffer_class = None  # SB3's choice; were it saved, loading would warn of it beside n_steps above 1
+    # Plain in the zip, so that it can be read there without unpickling: environment, wrappers, train_freq and so on.
+    model.equirl_settings = {"env": settings.env_id, **chosen}
     return model  # type: ignore[no-any-return]
