@@ -80,10 +80,10 @@ def symmetric_policy_of(model: BaseAlgorithm) -> type[SymmetricPolicy]:
     policy = type(model.policy)
     if issubclass(policy, SymmetricPolicy):
         return policy
-    ours = MODULES.get(policy.__module__)
-    name = _NAMES.get(policy.__name__, policy.__name__)
-    found = getattr(import_module(ours), name, None) if ours else None
-    if found is None or not issubclass(found, policy):
+    ours, name = MODULES.get(policy.__module__), policy.__name__
+    own = ours is not None and getattr(import_module(policy.__module__), name, None) is policy
+    found = getattr(import_module(ours), _NAMES.get(name, name), None) if ours and own else None
+    if found is None:
         raise UserError(
             f"a {type(model).__name__} agent with {policy.__module__}.{policy.__name__}: expected DQN, QRDQN, PPO, "
             "A2C, SAC or TD3 with SB3's own MlpPolicy, CnnPolicy or MultiInputPolicy; derive a policy of your own from "
@@ -116,7 +116,7 @@ def copy_parameters(source: BaseAlgorithm, target: BaseAlgorithm) -> None:
     Where the two differ in what their symmetrizers learn, the target's symmetrizers stay fresh, and so do the states of
     the optimizers that count their parameters.
     """
-    parameters, fresh = source.get_parameters(), target.get_parameters()
+    parameters, fresh = deepcopy(source.get_parameters()), target.get_parameters()  # optimizers keep what they load
     anew = False
     for name in _networks(target):
         own = {key: value for key, value in fresh[name].items() if _is_symmetrizers(key)}

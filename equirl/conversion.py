@@ -105,7 +105,8 @@ def wrap(found: Found, symmetry: str | Mapping[str, Any] | None, method: str, ou
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        raise UserError(f"{str(output)!r}: expected a path that can be written: {getattr(error, 'strerror', error)}") from None
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"{str(output)!r}: expected a path that can be written: {reason}") from None
     else:
         raise UserError(f"{str(output)!r} exists: expected a path that is free")
     settings = with_overrides(found, {"method": method} | ({} if symmetry is None else {"symmetry": symmetry}))

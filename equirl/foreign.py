@@ -29,7 +29,7 @@ _MODULES = {
     **{algorithm.policies: name for name, algorithm in ALGORITHMS.items()},
 }
 _ACTOR_CRITIC = ("stable_baselines3.common.policies", "equirl.agents.actor_critic")
-_CLASS = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>")
+_CLASS = re.compile(r"<class '([\w.]+)'>")
 _LINEAR = re.compile(r"LinearSchedule\(start=([-+.\de]+), end=([-+.\de]+), end_fraction=([-+.\de]+)\)")
 
 
@@ -249,7 +249,8 @@ def _policy_kwargs(archive: Archive) -> dict[str, Any]:
         if key == ":type:" or value is None or (key == "use_sde" and not value):
             continue
         named = _CLASS.fullmatch(value) if isinstance(value, str) else None
-        kept[key] = f"nn.{named[1]}" if named and key == "activation_fn" else named[1] if named else value
+        path = named[1] if named else value
+        kept[key] = f"nn.{path.rpartition('.')[2]}" if named and key == "activation_fn" else path
     return kept
 
 
