@@ -96,6 +96,19 @@ def means(algo, outputs):
 
 @pytest.mark.parametrize("algo", VALUES)
 @pytest.mark.parametrize("method", METHODS)
+def test_element_weights_make_the_outputs_from_the_views(algo, method):
+    policy, seen = picture(algo, method), torch.randint(256, (12, 1, 5, 5), dtype=torch.uint8)
+    policy.set_training_mode(False)
+    net = policy.acting
+    with torch.no_grad():
+        views = [net.plain(torch.rot90(seen, k, (-2, -1))).roll(-k, -1) for k in range(4)]
+        weights = policy.element_weights(seen)
+        weighted = [w.view(-1, *[1] * (view.ndim - 1)) * view for w, view in zip(weights, views, strict=True)]
+        assert torch.allclose(torch.stack(weighted).sum(0), net(seen), atol=1e-6)
+
+
+@pytest.mark.parametrize("algo", VALUES)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_equivariance_error_is_that_of_states_mirrored_by_hand(algo, method):
     policy = cartpole(algo, method)
     net, seen = policy.acting, 5 * torch.randn(20, 4)
@@ -217,6 +230,15 @@ def test_continuous_actions_agree_within_a_share_of_the_width(algorithm, module,
     errors = tolerance * torch.tensor([[0.5], [0.9], [0.99], [1.01], [2.0]] * 4)
     monkeypatch.setattr(policy, "actions", lambda x, plain: 0.3 * x[:, 1:2] + errors * (x[:, 1:2] > 0))
     assert policy.greedy_disagreement(seen) == 0.4
+
+
+def test_squashed_actions_about_a_centre_are_compared_in_units_of_sb3():
+    off = SignedPermutation(cyclic(2), [[0], [0]], [[1], [-1]], centre=[5])
+    seen = SignedPermutation(cyclic(2), [[0, 1]] * 2, [[1, 1], [-1, -1]])
+    policy = build(sac, spaces.Box(-1, 1, (2,)), spaces.Box(3, 7, (1,)), symmetry=Symmetry(seen, off), net_arch=[8])
+    nn.init.constant_(policy.actor.mu.bias, 1.0)
+    assert policy.greedy_disagreement(torch.rand(20, 2)) == 0
+    assert policy.greedy_disagreement(torch.rand(20, 2), plain=True) > 0.5
 
 
 def test_every_entry_has_its_own_tolerance():
