@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, cast
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from equirl.agents.extractors import SizedCombinedExtractor, SmallCNN, default_c
 from equirl.checks import equivariance_error, greedy_disagreement
 from equirl.errors import UserError
 from equirl.representations import Grid, PerKey, Permutation, Representation, SignedPermutation, Trivial
-from equirl.symmetrizers import Function
+from equirl.symmetrizers import Function, Symmetrizer
 from equirl.symmetry import resolve_symmetry
 
 SAME_ACTION = 0.01
@@ -45,16 +47,32 @@ class SymmetricNet(BaseModel):
         chosen = self.features_extractor if extractor is None else extractor
         return cast("Tensor", cast("nn.Module", chosen)(self._preprocessed(movable, pictures=True)))
 
+    def set_training_mode(self, mode: bool) -> None:
+        """Set training mode where something in the network depends on it; SB3 asks for it in every step."""
+        readers = self.__dict__.get("_mode_readers")
+        if readers is None:
+            readers = self.__dict__["_mode_readers"] = mode_readers(self)
+        if readers:
+            self.train(mode)
+        else:
+            self.__dict__["training"] = mode
+
     def _preprocessed(self, obs: PyTorchObs, pictures: bool) -> PyTorchObs:
         """Return observations with their pictures, or all but these, as SB3 hands them to features extractors."""
-
-        def part(x: Any, space: spaces.Space[Any]) -> Any:
-            return preprocess_obs(x, space, self.normalize_images) if is_image_space(space) == pictures else x
-
         space = self.observation_space
         if isinstance(obs, dict) and isinstance(space, spaces.Dict):
-            return {key: part(x, space[key]) for key, x in obs.items()}
-        return part(obs, space)  # type: ignore[no-any-return]
+            return {key: self._read(x, space[key], key, pictures) for key, x in obs.items()}
+        return self._read(cast("Tensor", obs), space, "", pictures)
+
+    def _read(self, x: Tensor, space: spaces.Space[Any], key: str, pictures: bool) -> Tensor:
+        known: dict[str, bool] = self.__dict__.setdefault("_pictures", {})
+        if key not in known:  # what SB3 finds out anew for every batch
+            known[key] = is_image_space(space)
+        if known[key] != pictures:
+            return x
+        if not isinstance(space, spaces.Box):
+            return cast("Tensor", preprocess_obs(x, space, self.normalize_images))
+        return x.float() / 255.0 if pictures and self.normalize_images else x.float()
 
 
 class SymmetricPolicy(BasePolicy):
@@ -98,6 +116,27 @@ class SymmetricPolicy(BasePolicy):
     def acting(self) -> SymmetricNet:
         """The network that chooses actions."""
         raise NotImplementedError
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """Return actions as SB3 does, by a shorter way for a batch of arrays whose shape is the space's."""
+        seen, done = self.observation_space, self.action_space
+        if type(observation) is not np.ndarray or not isinstance(seen, spaces.Box):
+            return super().predict(observation, state, episode_start, deterministic)
+        if observation.shape[1:] != seen.shape or observation.ndim == len(seen.shape):
+            return super().predict(observation, state, episode_start, deterministic)
+        self.set_training_mode(False)
+        with torch.inference_mode():
+            chosen = self._predict(torch.as_tensor(observation, device=self.device), deterministic=deterministic)
+        actions: NDArray[Any] = chosen.cpu().numpy().reshape((-1, *(done.shape or ())))
+        if isinstance(done, spaces.Box):
+            actions = self.unscale_action(actions) if self.squash_output else np.clip(actions, done.low, done.high)
+        return actions, state
 
     def measured(self, obs: PyTorchObs) -> dict[str, Measured]:
         """Return every map of the agent that commutes with the group, by what it is, on these observations."""
@@ -167,6 +206,27 @@ class DictPolicy(SymmetricPolicy):
     def __init__(self, observation_space: spaces.Space[Any], *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("features_extractor_class", SizedCombinedExtractor)
         super().__init__(observation_space, *args, **kwargs)
+
+
+# What computes the same in training and in evaluation mode.
+_MODELESS: tuple[type[nn.Module], ...] = (
+    *(nn.Linear, nn.Conv2d, nn.Flatten, nn.Sequential, nn.ModuleDict, nn.ModuleList),
+    *(nn.ReLU, nn.Tanh, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Sigmoid),
+    *(FlattenExtractor, NatureCNN, CombinedExtractor, MlpExtractor, SmallCNN, SizedCombinedExtractor),
+)
+
+
+def mode_readers(net: nn.Module) -> list[str]:
+    """Return the names of those parts of a network that may compute something else in training than in evaluation.
+
+    >>> mode_readers(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
+    ['1']
+    """
+
+    def reads(part: nn.Module) -> bool:
+        return part.reads_mode if isinstance(part, Symmetrizer) else type(part) not in _MODELESS
+
+    return [name for name, part in net.named_modules() if part is not net and reads(part)]
 
 
 def scaled(rep: Representation) -> Representation:

@@ -65,6 +65,7 @@ class Symmetrizer(nn.Module, ABC):
 
     method: ClassVar[str]
     reads_features: ClassVar[bool] = False
+    reads_mode = False  # whether training mode computes something else than evaluation mode
 
     def __init__(self, input: Representation, output: Representation) -> None:
         super().__init__()
@@ -114,6 +115,14 @@ class Identity(Symmetrizer):
 class Equitune(Symmetrizer):
     """Averages over the orbit: f_G(x) = 1/n sum_g rho_Y(g)^-1 f(rho_X(g) x) (Basu et al. 2023, arXiv 2210.06475).
 
+    Args:
+        orbit_samples: in training mode, average over k elements drawn for each x alone, without repeats, at k forwards
+            instead of n. The mean over draws is f_G(x), and evaluation mode is exact; a squared loss gains the variance
+            between views, divided by k, which also pulls the views towards one another.
+
+    Raises:
+        UserError: `orbit_samples` is no whole number from 1 to n.
+
     >>> from equirl import Permutation, Trivial, cyclic
     >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
     >>> Equitune(swap, swap)(lambda x: x * torch.tensor([1.0, 3.0]), torch.tensor([[1.0, 10.0]]))
@@ -122,11 +131,35 @@ class Equitune(Symmetrizer):
 
     method = "equitune"
 
+    def __init__(self, input: Representation, output: Representation, orbit_samples: int | None = None) -> None:
+        super().__init__(input, output)
+        n = len(input.group)
+        if orbit_samples is not None and not (type(orbit_samples) is int and 1 <= orbit_samples <= n):
+            raise UserError(
+                f"orbit_samples {orbit_samples!r}: expected a whole number from 1 to {n}, the group's order"
+            )
+        self.orbit_samples = orbit_samples
+        self.reads_mode = orbit_samples is not None
+        self.register_buffer("_inverses", torch.tensor(input.group.inverses), persistent=False)
+        self._inverses: Tensor
+
     def weights(self, branches: Branches) -> Tensor:
         return _template(branches) + 1.0 / len(self.input.group)
 
     def forward(self, f: Function, x: Any) -> Any:
+        if self.training and self.orbit_samples is not None:
+            return self._sampled(f, x, self.orbit_samples)
         return _map(self.branches(f, x).undone, lambda part: part.mean(0))
+
+    def _sampled(self, f: Function, x: Any, k: int) -> Any:
+        """Return the mean over k views of each x."""
+        batch = len(next(iter(x.values())) if isinstance(x, dict) else x)
+        draws = torch.rand(batch, len(self._inverses), device=self._inverses.device)
+        elements = draws.topk(k, dim=1).indices.T.reshape(-1)  # k elements a row, each as likely as the others
+        views = self.input(elements, _map(x, lambda part: part.repeat(k, *[1] * (part.ndim - 1))))
+        y = f(views)
+        undone = self.output(self._inverses[elements], y[0] if isinstance(y, tuple) else y)
+        return _map(undone, lambda part: part.unflatten(0, (k, -1)).mean(0))
 
 
 class LambdaEquitune(Symmetrizer):
@@ -176,6 +209,7 @@ class Equizero(Symmetrizer):
     """
 
     method = "equizero"
+    reads_mode = True  # straight-through
 
     def __init__(
         self,

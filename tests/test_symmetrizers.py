@@ -347,6 +347,48 @@ def times(*factors):
     return lambda x: x * torch.tensor(factors)
 
 
+@pytest.mark.parametrize(
+    "name", ["C4, signed to permutation", "C4, grid to quantiles", "C4, matrix to matrix", "C4, keys to keys"]
+)
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_orbit_samples_are_means_over_subsets_each_as_likely(name, k):
+    rep, shape, out, size = CELLS[name]
+    net, count = Net(rep, shape, size, False).double(), 1200
+    x = batch_of(rep, shape, 1)
+    many = (
+        {key: part.expand(count, *part.shape[1:]) for key, part in x.items()}
+        if isinstance(x, dict)
+        else (x.expand(count, *x.shape[1:]))
+    )
+    undone = Equitune(rep, out).branches(net, x).undone
+    first = (lambda tree: next(iter(tree.values()))) if isinstance(undone, dict) else (lambda tree: tree)
+    subsets = list(itertools.combinations(range(4), k))
+    means = torch.stack([first(undone)[list(chosen), 0].mean(0) for chosen in subsets]).detach()
+    drawn = first(Equitune(rep, out, orbit_samples=k).train()(net, many)).detach()
+    which = (drawn[:, None] - means[None]).flatten(2).abs().amax(-1)
+    assert float(which.amin(1).max()) < 1e-12  # no view twice, each undone by its own inverse
+    counts = torch.bincount(which.argmin(1), minlength=len(subsets))
+    expected = count / len(subsets)
+    assert float((counts - expected).abs().max()) < 5 * expected**0.5
+
+
+def test_orbit_samples_act_exactly_and_learn_by_fewer_forwards():
+    rep, shape, out, size = CELLS["C4, grid to permutation"]
+    net, x, seen = Net(rep, shape, size, False).double(), batch_of(rep, shape, 3), []
+
+    def counted(views):
+        seen.append(len(views))
+        return net(views)
+
+    symmetrizer = Equitune(rep, out, orbit_samples=2)
+    assert_equal(symmetrizer.eval()(counted, x), Equitune(rep, out)(net, x))
+    symmetrizer.train()(counted, x).sum().backward()
+    assert seen == [12, 6]
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert (Equitune(rep, out).reads_mode, symmetrizer.reads_mode) == (False, True)
+    assert symmetrizer.state_dict() == {}
+
+
 def test_identity_is_the_function_itself():
     plain = Identity(SWAP, SWAP)
     assert plain(times(1.0, 3.0), X).tolist() == [[1.0, 30.0]]
@@ -593,6 +635,9 @@ def test_a_method_is_its_weights():
         (lambda: make_symmetrizer("lambda", SWAP, SWAP), "method 'lambda' without features_dim: expected the number"),
         (lambda: make_symmetrizer("equizero", SWAP, SWAP, scor="max"), "unknown option of equizero 'scor': .* 'score'"),
         (lambda: make_symmetrizer("equitune", SWAP, SWAP, score="max"), "unknown option of equitune 'score'"),
+        (lambda: Equitune(SWAP, SWAP, orbit_samples=0), "orbit_samples 0: expected a whole number from 1 to 2"),
+        (lambda: Equitune(SWAP, SWAP, orbit_samples=3), "orbit_samples 3: expected"),
+        (lambda: make_symmetrizer("equitune", SWAP, SWAP, orbit_samples=True), "orbit_samples True: expected"),
         (lambda: Equizero(SWAP, SWAP, score="entrpy"), "unknown score 'entrpy': .* did you mean 'entropy'"),
         (lambda: Equizero(SWAP, SWAP, tolerance=-1.0), "tolerance -1.0: expected a number of at least 0"),
         (lambda: Equizero(SWAP, SWAP, tolerance=float("nan")), "tolerance nan"),

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
@@ -433,3 +434,90 @@ def test_a_reflection_about_another_point_than_the_middle_of_the_actions_is_refu
     seen = SignedPermutation(cyclic(2), [[0, 1]] * 2, [[1, 1], [-1, -1]])
     with pytest.raises(UserError, match="action"):
         build(sac, spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,)), symmetry=Symmetry(seen, off))
+
+
+# ------------------------------------------------------------------------------------------------ the short way to act
+
+
+CENTRED = Symmetry.generated_by(({"signs": [-1] * 3}, {"signs": [-1], "centre": [5]}))
+ACTING = {
+    "dqn": lambda: cartpole("dqn", "equitune"),
+    "qrdqn": lambda: cartpole("qrdqn", "equizero"),
+    "pictures": lambda: picture("dqn", "equitune"),
+    "ppo": lambda: (
+        PPO(
+            actor_critic.MlpPolicy,
+            Seeing(spaces.Box(-1, 1, (3,)), spaces.Box(0, 10, (1,))),
+            policy_kwargs={"symmetry": CENTRED, "method": "equitune"},
+        ).policy
+    ),
+    "sac": lambda: (
+        SAC(
+            sac.MlpPolicy,
+            Seeing(spaces.Box(-1, 1, (3,)), spaces.Box(0, 10, (1,))),
+            buffer_size=1,
+            policy_kwargs={"symmetry": CENTRED, "method": "lambda"},
+        ).policy
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ACTING)
+@pytest.mark.parametrize("form", ["batch", "batch of one", "single", "list", "other floats"])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_short_way_acts_as_sb3_does(name, form, deterministic):
+    policy = ACTING[name]()
+    space = policy.observation_space
+    space.seed(3)
+    batch = np.stack([space.sample() for _ in range(1 if form == "batch of one" else 6)])
+    given = {"single": batch[0], "list": batch.tolist(), "other floats": batch.astype(np.float64)}.get(form, batch)
+    if form == "list" and name == "pictures":
+        pytest.skip("SB3 takes pictures as arrays alone")
+    torch.manual_seed(0)
+    actions, state = policy.predict(given, deterministic=deterministic)
+    torch.manual_seed(0)
+    expected, _ = BasePolicy.predict(policy, given, deterministic=deterministic)
+    assert state is None
+    assert (actions.shape, actions.dtype) == (expected.shape, expected.dtype)
+    assert np.array_equal(actions, expected)
+
+
+def test_mistakes_in_observations_are_sb3s_own():
+    policy = cartpole("dqn", "equitune")
+    for wrong in (np.zeros((2, 5)), np.zeros(3), (np.zeros(4), {})):
+        with pytest.raises(ValueError, match=r"shape|tuple"):
+            policy.predict(wrong)
+
+
+def test_acting_leaves_nothing_that_training_cannot_use():
+    model = DQN(dqn.MlpPolicy, "CartPole-v1", policy_kwargs={"symmetry": "CartPole-v1", "method": "equitune"})
+    model.policy.predict(np.ones((2, 4), np.float32))
+    model.q_net(torch.ones(2, 4)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.q_net.parameters())
+
+
+class Dropped(BaseFeaturesExtractor):
+    def __init__(self, space):
+        super().__init__(space, 4)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(x)
+
+
+@pytest.mark.parametrize(("extractor", "walks"), [(FlattenExtractor, False), (Dropped, True)])
+def test_the_mode_is_set_where_something_depends_on_it(extractor, walks):
+    chosen = {"symmetry": "CartPole-v1", "method": "equitune", "features_extractor_class": extractor}
+    net = DQN(dqn.MlpPolicy, "CartPole-v1", policy_kwargs=chosen).policy.q_net
+    seen = torch.rand(64, 4)
+    for mode in (True, False, False, True, True, False):
+        net.set_training_mode(mode)
+        assert net.training is mode
+        assert torch.equal(net(seen), net(seen)) is not (walks and mode)
+
+
+def test_equizero_in_training_keeps_its_own_gradients():
+    net = deepcopy(cartpole("dqn", "equizero").q_net)
+    for mode, straight_through in ((True, True), (False, False)):
+        net.set_training_mode(mode)
+        assert net.symmetrizer.training is straight_through
