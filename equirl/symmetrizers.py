@@ -140,8 +140,6 @@ class Equitune(Symmetrizer):
             )
         self.orbit_samples = orbit_samples
         self.reads_mode = orbit_samples is not None
-        self.register_buffer("_inverses", torch.tensor(input.group.inverses), persistent=False)
-        self._inverses: Tensor
 
     def weights(self, branches: Branches) -> Tensor:
         return _template(branches) + 1.0 / len(self.input.group)
@@ -153,12 +151,13 @@ class Equitune(Symmetrizer):
 
     def _sampled(self, f: Function, x: Any, k: int) -> Any:
         """Return the mean over k views of each x."""
-        batch = len(next(iter(x.values())) if isinstance(x, dict) else x)
-        draws = torch.rand(batch, len(self._inverses), device=self._inverses.device)
+        first, group = next(iter(x.values())) if isinstance(x, dict) else x, self.input.group
+        draws = torch.rand(len(first), len(group), device=first.device)
         elements = draws.topk(k, dim=1).indices.T.reshape(-1)  # k elements a row, each as likely as the others
         views = self.input(elements, _map(x, lambda part: part.repeat(k, *[1] * (part.ndim - 1))))
         y = f(views)
-        undone = self.output(self._inverses[elements], y[0] if isinstance(y, tuple) else y)
+        inverses = torch.tensor(group.inverses, device=first.device)[elements]
+        undone = self.output(inverses, y[0] if isinstance(y, tuple) else y)
         return _map(undone, lambda part: part.unflatten(0, (k, -1)).mean(0))
 
 
