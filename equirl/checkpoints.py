@@ -65,8 +65,8 @@ def checkpoint_steps(folder: Path) -> int:
     return int(_state(folder)["num_timesteps"])
 
 
-def load_checkpoint(model: Any, folder: Path) -> None:
-    """Put the latest checkpoint of a run folder into a freshly built model.
+def load_checkpoint(model: Any, folder: Path) -> list[str]:
+    """Put the latest checkpoint of a run folder into a freshly built model, and return notes on what was not read.
 
     Weights are read by `equirl.archives` and the buffer as bare arrays: nothing is unpickled, and nothing takes more
     memory than the model has already.
@@ -86,6 +86,7 @@ def load_checkpoint(model: Any, folder: Path) -> None:
                 setattr(model, key, state[key])
         if getattr(model, "replay_buffer", None) is not None:
             _fill_buffer(model.replay_buffer, target / Path(state["replay_buffer"]).name)
+        return [f"{archive.path.name}: {note}" for note in archive.unread]
     except UserError:
         raise
     except Exception as error:  # zipfile and numpy raise many kinds on a damaged file

@@ -53,7 +53,7 @@ def start_from(found: Found, settings: Settings) -> Callable[[Any], None]:
     """
     agent = agent_of(found, optimizers=True)
     fit(agent, fresh_model(settings), found.weights)
-    buffer = _replay_buffer(found, agent)
+    buffer = _replay_buffer(found, settings, agent)
 
     def start(model: Any) -> None:
         copy_parameters(agent, model)
@@ -63,7 +63,7 @@ def start_from(found: Found, settings: Settings) -> Callable[[Any], None]:
     return start
 
 
-def _replay_buffer(found: Found, agent: Any) -> Any:
+def _replay_buffer(found: Found, settings: Settings, agent: Any) -> Any:
     """Return the replay buffer that lies unpickled beside a trusted agent, None where there is none."""
     path = None if found.folder is None else found.folder / "replay_buffer.pkl"
     own = getattr(agent, "replay_buffer", None)
@@ -74,10 +74,8 @@ def _replay_buffer(found: Found, agent: Any) -> Any:
         spaces = agent.replay_buffer.observation_space, agent.replay_buffer.action_space
     except Exception as error:  # a pickle can raise anything
         raise UserError(f"{str(path)!r} cannot be unpickled: {' '.join(str(error).split())[:200]}") from None
-    if spaces != (agent.observation_space, agent.action_space) or agent.replay_buffer.n_envs != found.settings.n_envs:
-        raise UserError(
-            f"{str(path)!r}: expected experience of {found.settings.env_id}, {found.settings.n_envs} at once"
-        )
+    if spaces != (agent.observation_space, agent.action_space) or agent.replay_buffer.n_envs != settings.n_envs:
+        raise UserError(f"{str(path)!r}: expected experience of {settings.env_id}, {settings.n_envs} at once")
     return agent.replay_buffer
 
 

@@ -45,7 +45,7 @@ def current_id(env_id: str) -> tuple[str, list[str]]:
     try:
         return str(spec_of(env_id).id), []
     except UserError as error:
-        found = re.fullmatch(r"([\w/-]+)-v(\d+)", env_id)
+        found = re.fullmatch(r"([\w/-]+)-v(\d{1,9})", env_id)
         versions = [] if found is None else [spec for spec in gym.registry.values() if _base(spec) == found[1]]
         later = [spec for spec in versions if (spec.version or 0) > int(found[2] if found else 0)]
         if not later:
@@ -87,7 +87,10 @@ def zoo_settings(
         raise UserError(f"config.yml: {error}") from None
     if dropped:
         notes.append(f"config.yml: SB3 no longer has {', '.join(dropped)}")
-    env_kwargs = keyword_arguments(args.get("env_kwargs"))
+    try:
+        env_kwargs = keyword_arguments(args.get("env_kwargs"))
+    except UserError:
+        env_kwargs = None
     if env_kwargs is None:
         raise UserError(f"args.yml: env_kwargs {args['env_kwargs']!r}: expected keyword arguments or nothing")
     if env_kwargs:
@@ -136,6 +139,9 @@ def lone_settings(
             found[key] = schedule
         elif key in archive.twins and key not in told and not key.endswith("_class"):
             pickled.append(key)
+    if found.get("n_steps", 1) != 1 and isinstance(found.get("replay_buffer_kwargs"), Mapping):  # SB3 adds these two
+        kept = {key: value for key, value in found["replay_buffer_kwargs"].items() if key not in ("n_steps", "gamma")}
+        found["replay_buffer_kwargs"] = kept
     if pickled:
         notes.append(
             f"{archive.path.name}: {', '.join(sorted(pickled))}: pickled Python, not read; to train further give "

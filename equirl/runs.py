@@ -129,7 +129,7 @@ def spec_of(env_id: str) -> gym.envs.registration.EnvSpec:
         register_minigrid(env_id)
     try:
         return gym.spec(env_id)
-    except gym.error.Error:
+    except (gym.error.Error, ValueError):  # the second where a version has thousands of digits
         raise unknown("environment", env_id, sorted(gym.registry)) from None
 
 

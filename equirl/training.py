@@ -17,6 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from equirl.callbacks import CheckpointCallback, HyperparametersCallback, ProgressCallback, SymmetryCallback
 from equirl.checkpoints import checkpoint_steps, load_checkpoint, save_checkpoint
+from equirl.console import print_notes
 from equirl.errors import UserError
 from equirl.evaluation import evaluate, finite
 from equirl.folders import create_folder, read_settings, write_settings, zoo_name
@@ -101,7 +102,7 @@ def resume(
         raise UserError(f"run {str(folder)!r} has done {done} of {total} steps: expected more, with -n above {done}")
     # The environments that write into the folder come last, so that a damaged file leaves it as it is.
     model: Any = build_model(settings, make_vec_env(settings))
-    load_checkpoint(model, folder)
+    print_notes(load_checkpoint(model, folder))
     evaluation = _evaluations(settings, model, folder)
     write_settings(folder, settings)
     model.get_env().close()
