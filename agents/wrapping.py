@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.save_util import recursive_getattr, recursive_setattr
 
 from equirl.agents.symmetric import SymmetricPolicy
@@ -37,7 +38,8 @@ _NAMES = {  # of SB3's classes, where these are not the aliases themselves
     "ActorCriticCnnPolicy": "CnnPolicy",
     "MultiInputActorCriticPolicy": "MultiInputPolicy",
 }
-_LIVELY = ("ep_info_buffer", "ep_success_buffer", "action_noise")  # what learning changes in place
+# What learning and setting up change in place.
+_LIVELY = ("ep_info_buffer", "ep_success_buffer", "action_noise", "replay_buffer_kwargs")
 OURS = frozenset({"symmetry", "method", "symmetrizer_kwargs", "double_selection"})
 """The keywords of symmetric policies that SB3's own lack."""
 
@@ -103,7 +105,12 @@ def _rebuilt(model: Model, policy: type[SymmetricPolicy], policy_kwargs: dict[st
     copy.seed = None  # setting up would seed everything random
     if getattr(model, "replay_buffer", None) is not None:
         copy.replay_buffer = model.replay_buffer  # type: ignore[attr-defined]
+    buffers = getattr(model, "replay_buffer_class", None)
+    if buffers is NStepReplayBuffer:
+        copy.replay_buffer_class = None  # SB3's own choice, of which it would warn as if it were the user's
     copy._setup_model()
+    if hasattr(copy, "replay_buffer_class"):
+        copy.replay_buffer_class = buffers
     copy.seed, copy.env, copy._vec_normalize_env = model.seed, model.env, model._vec_normalize_env
     copy_parameters(model, copy)
     copy.policy.set_training_mode(model.policy.training)
@@ -127,9 +134,19 @@ def copy_parameters(source: BaseAlgorithm, target: BaseAlgorithm) -> None:
     if anew:
         states = {name: state for name, state in fresh.items() if name.endswith("optimizer")}
         parameters |= {name: state for name, state in states.items() if name != "ent_coef_optimizer"}
+    kernels = [[group.get("fused") for group in optimizer.param_groups] for optimizer in _optimizers(target)]
     target.set_parameters(parameters)  # type: ignore[arg-type]
+    for optimizer, fused in zip(_optimizers(target), kernels, strict=True):
+        for group, kernel in zip(optimizer.param_groups, fused, strict=True):
+            if "fused" in group:  # RMSpropTFLike knows no such setting
+                group["fused"] = kernel  # how it steps is the target's own
     for name in source._get_torch_save_params()[1]:
         recursive_setattr(target, f"{name}.data", recursive_getattr(source, name).data.clone())
+
+
+def _optimizers(model: BaseAlgorithm) -> list[torch.optim.Optimizer]:
+    parts = [recursive_getattr(model, name) for name in model._get_torch_save_params()[0]]
+    return [part for part in parts if isinstance(part, torch.optim.Optimizer)]
 
 
 def without_symmetrizers(model: BaseAlgorithm) -> dict[str, Any]:

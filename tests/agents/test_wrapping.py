@@ -23,9 +23,9 @@ from equirl import METHODS, Matrix, Permutation, Symmetry, cyclic, resolve_symme
 from equirl.agents import dqn
 from equirl.errors import UserError
 
-ARCH = {"policy_kwargs": {"net_arch": [8]}}
-OFF = {"learning_starts": 10, "batch_size": 8, "buffer_size": 300, "train_freq": 4, **ARCH}
-ON = {"n_steps": 16, **ARCH}
+ARCH: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}}
+OFF: dict[str, Any] = {"learning_starts": 10, "batch_size": 8, "buffer_size": 300, "train_freq": 4, **ARCH}
+ON: dict[str, Any] = {"n_steps": 16, **ARCH}
 NOISE = NormalActionNoise(np.zeros(1), np.full(1, 0.1))
 ALGOS: dict[Any, dict[str, Any]] = {
     DQN: {**OFF, "learning_rate": LinearSchedule(3e-3, 1e-3, 0.5), "target_update_interval": 20},
@@ -84,7 +84,8 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def learnt(model: Any) -> dict[str, Any]:
     """Return everything that a model has learnt: weights, optimizers' states, loose tensors."""
     loose = {name: getattr(model, name).detach() for name in model._get_torch_save_params()[1]}
-    return flat({**model.get_parameters(), "loose": loose})
+    found = flat({**model.get_parameters(), "loose": loose})
+    return {key: value for key, value in found.items() if not key.endswith("/fused")}  # how Adam steps is no lesson
 
 
 def without_symmetrizers(state: dict[str, Any]) -> dict[str, Any]:
@@ -261,6 +262,13 @@ def test_names_stay_names_and_data_is_taken():
         assert symmetrize(old, given, "equitune").policy.symmetry == resolve_symmetry("CartPole-v1")
 
 
+def test_replay_of_several_steps_is_carried_over_without_a_warning(recwarn):
+    old = DQN("MlpPolicy", "CartPole-v1", n_steps=3, device="cpu", **deepcopy(OFF)).learn(20)
+    new = symmetrize(old, "CartPole-v1", "equitune").learn(20)
+    assert (new.n_steps, new.replay_buffer, new.replay_buffer_class) == (3, old.replay_buffer, old.replay_buffer_class)
+    assert len(recwarn) == 0
+
+
 def test_an_agent_without_environment_is_wrapped(tmp_path):
     trained(PPO).save(tmp_path / "old")
     new = symmetrize(PPO.load(tmp_path / "old", device="cpu"), "CartPole-v1", "equitune")
@@ -282,7 +290,7 @@ class Corner(gym.Env):
             "large": spaces.Box(0, 255, (1, 36, 36), np.uint8),
         }
         both = spaces.Dict({key: parts[key] for key in ("place", kind.split()[0])})
-        self.observation_space = parts[kind] if kind in parts else both
+        self.observation_space = parts.get(kind, both)
         self.action_space = spaces.Discrete(4)
 
     def reset(self, *, seed=None, options=None):
@@ -319,7 +327,7 @@ def test_dictionaries_and_pictures(algo, policy, kind, kwargs):
     old = algo(policy, Corner(kind), policy_kwargs={"net_arch": [8], **kwargs}, device="cpu", **own).learn(12)
     symmetry = Symmetry.generated_by((TURNS[kind], [1, 2, 3, 0]))
     new = symmetrize(old, symmetry, "equitune")
-    assert same(flat(old.get_parameters()), flat(new.get_parameters()))
+    assert same(learnt(old), learnt(new))
     assert new.policy.equivariance_error(batch(new, 4)) <= 1e-5
     assert symmetrize(old, symmetry, "identity").policy.equivariance_error(batch(new, 4)) > 1e-6
     new.learn(12)
@@ -327,7 +335,7 @@ def test_dictionaries_and_pictures(algo, policy, kind, kwargs):
 
 def test_the_symmetry_is_fitted_to_stacked_frames():
     env = VecFrameStack(make_vec_env("CartPole-v1", n_envs=2, seed=0), 3)
-    old = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, device="cpu", **deepcopy(ARCH)).learn(16)
+    old: Any = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, device="cpu", **deepcopy(ARCH)).learn(16)
     new = symmetrize(old, "CartPole-v1", "equitune")
     assert new.policy.symmetry == resolve_symmetry("CartPole-v1").stacked(3)
     assert new.policy.equivariance_error(batch(new)) <= 1e-5
@@ -395,7 +403,7 @@ def test_what_is_no_agent_is_refused(arguments, match):
 
 def test_an_agent_without_symmetry_is_refused():
     with pytest.raises(UserError, match="without symmetry"):
-        symmetrize(trained(DQN), method="equitune")
+        symmetrize(trained(DQN), method="equitune")  # type: ignore[call-overload]
 
 
 def test_gsde_is_refused():
@@ -427,9 +435,9 @@ def test_statistics_that_the_group_does_not_keep_are_refused(frames):
 
 
 def test_statistics_of_entries_that_are_swapped_or_mixed():
-    mirror = [[0.6, 0.8, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    mirror: Any = [[0.6, 0.8, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     swap = Symmetry.generated_by(({"permutation": [1, 0, 2, 3]}, [1, 0]))
-    mix = Symmetry(Matrix(cyclic(2), [np.eye(4).tolist(), mirror]), Permutation.regular(cyclic(2)))
+    mix = Symmetry(Matrix(cyclic(2), np.array([np.eye(4), mirror])), Permutation.regular(cyclic(2)))
     for symmetry in (swap, mix):
         symmetrize(normalized([2, 2, 5, 5] if symmetry is swap else [2, 1, 5, 5], [4, 4, 1, 2]), symmetry, "equitune")
     untouched(normalized([2, 2, 5, 5], [4, 5, 1, 2]), "does not keep", swap)
