@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from copy import copy
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from gymnasium import spaces
@@ -58,6 +58,8 @@ class ActorCriticPolicy(SymmetricPolicy, SymmetricNet, sb3.ActorCriticPolicy):
     >>> torch.allclose(model.policy.predict_values(-state), model.policy.predict_values(state))
     True
     """
+
+    adam_kwargs: ClassVar[dict[str, Any]] = {"eps": 1e-5}
 
     def __init__(
         self,

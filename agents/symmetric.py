@@ -19,7 +19,7 @@ from equirl.agents.extractors import SizedCombinedExtractor, SmallCNN, default_c
 from equirl.checks import equivariance_error, greedy_disagreement
 from equirl.errors import UserError
 from equirl.representations import Grid, PerKey, Permutation, Representation, SignedPermutation, Trivial
-from equirl.symmetrizers import Function, Symmetrizer
+from equirl.symmetrizers import Function, Identity, Symmetrizer
 from equirl.symmetry import resolve_symmetry
 
 SAME_ACTION = 0.01
@@ -91,6 +91,8 @@ class SymmetricPolicy(BasePolicy):
         UserError: an unknown name, a symmetry that does not act on the spaces, or gSDE.
     """
 
+    adam_kwargs: ClassVar[dict[str, Any]] = {}  # what SB3 gives Adam where a user gives nothing
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -110,7 +112,16 @@ class SymmetricPolicy(BasePolicy):
         self.method, self.symmetrizer_kwargs = method, dict(symmetrizer_kwargs or {})
         if kwargs.get("use_sde"):
             raise UserError("use_sde True: expected False, since gSDE draws its noise in features that no group moves")
-        super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, *args, **self._with_fused_adam(method, kwargs))
+
+    @classmethod
+    def _with_fused_adam(cls, method: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Let Adam update all parameters in one kernel; the identity, which is the plain agent, keeps SB3's steps."""
+        chosen = kwargs.get("optimizer_class", torch.optim.Adam)
+        if method == Identity.method or chosen is not torch.optim.Adam:
+            return kwargs
+        given = kwargs.get("optimizer_kwargs")
+        return {**kwargs, "optimizer_kwargs": {"fused": True, **(cls.adam_kwargs if given is None else given)}}
 
     @property
     def acting(self) -> SymmetricNet:

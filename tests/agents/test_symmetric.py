@@ -484,7 +484,8 @@ def test_the_short_way_acts_as_sb3_does(name, form, deterministic):
 
 def test_mistakes_in_observations_are_sb3s_own():
     policy = cartpole("dqn", "equitune")
-    for wrong in (np.zeros((2, 5)), np.zeros(3), (np.zeros(4), {})):
+    mistakes: list[Any] = [np.zeros((2, 5)), np.zeros(3), (np.zeros(4), {})]
+    for wrong in mistakes:
         with pytest.raises(ValueError, match=r"shape|tuple"):
             policy.predict(wrong)
 
@@ -521,3 +522,31 @@ def test_equizero_in_training_keeps_its_own_gradients():
     for mode, straight_through in ((True, True), (False, False)):
         net.set_training_mode(mode)
         assert net.symmetrizer.training is straight_through
+
+
+@pytest.mark.parametrize(("method", "fused"), [("identity", None), ("equitune", True)])
+def test_adam_steps_in_one_kernel_unless_told_otherwise(method, fused):
+    chosen = {"symmetry": "CartPole-v1", "method": method}
+    model = DQN(dqn.MlpPolicy, "CartPole-v1", policy_kwargs=chosen)
+    assert model.policy.optimizer.defaults["fused"] is fused
+    own = DQN(dqn.MlpPolicy, "CartPole-v1", policy_kwargs={**chosen, "optimizer_kwargs": {"fused": False, "eps": 0.5}})
+    assert (own.policy.optimizer.defaults["fused"], own.policy.optimizer.defaults["eps"]) == (False, 0.5)
+    other = DQN(dqn.MlpPolicy, "CartPole-v1", policy_kwargs={**chosen, "optimizer_class": torch.optim.SGD})
+    assert isinstance(other.policy.optimizer, torch.optim.SGD)
+    ppo = PPO(actor_critic.MlpPolicy, "CartPole-v1", policy_kwargs=chosen, n_steps=8, batch_size=8)
+    assert (ppo.policy.optimizer.defaults["fused"], ppo.policy.optimizer.defaults["eps"]) == (fused, 1e-5)
+
+
+def test_fused_steps_are_adams():
+    runs = [
+        DQN(
+            dqn.MlpPolicy,
+            "CartPole-v1",
+            policy_kwargs={"symmetry": "CartPole-v1", "method": "equitune", "optimizer_kwargs": {"fused": fused}},
+            learning_starts=10,
+            seed=0,
+        ).learn(60)
+        for fused in (True, False)
+    ]
+    ours, slow = (nn.utils.parameters_to_vector(model.q_net.parameters()) for model in runs)
+    torch.testing.assert_close(ours, slow, rtol=1e-4, atol=1e-6)
