@@ -297,6 +297,15 @@ def test_data_that_do_not_make_sense_are_one_line(values, words, lone, tmp_path)
     assert str(path) in said
 
 
+def test_data_that_no_model_of_sb3_has_choose_nothing(lone, tmp_path):
+    path = tmp_path / "model.zip"
+    path.write_bytes(lone.read_bytes())
+    with_data(path, env_wrapper="gymnasium.wrappers.ClipReward", frame_stack=2, normalize=True, symmetry="Acrobot-v1")
+    found = find_agent(path, "CartPole-v1").settings.hyperparameters
+    assert not {"env_wrapper", "frame_stack", "normalize"} & found.keys()
+    assert found["symmetry"] == "CartPole-v1"
+
+
 @pytest.mark.parametrize("twin", [{"value_schedule": "ConstantSchedule(val=-.e)"}, {"start": [1], "end": {}}])
 def test_a_schedules_text_that_is_none_is_left_aside(twin, lone, tmp_path):
     path = tmp_path / "model.zip"

@@ -365,6 +365,11 @@ def test_a_policy_of_ones_own_is_refused():
     )
 
 
+def test_a_policy_under_the_name_of_sb3s_own_is_refused():
+    fake: Any = type("DQNPolicy", (DQNPolicy,), {"__module__": DQNPolicy.__module__})
+    untouched(DQN(fake, "CartPole-v1", buffer_size=9, **deepcopy(ARCH)), "expected DQN, QRDQN")
+
+
 class Mine(dqn.MlpPolicy):
     """A symmetric policy of a user's own."""
 
