@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -125,6 +126,8 @@ def spec_of(env_id: str) -> gym.envs.registration.EnvSpec:
     Raises:
         UserError: there is nothing.
     """
+    if re.fullmatch(r"GymV2\dEnvironment-v0", env_id):
+        raise UserError(f"environment {env_id!r}: expected Gymnasium's own, since old gym imports what an id names")
     with readable_errors(env_id):
         register_minigrid(env_id)
     try:

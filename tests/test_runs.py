@@ -238,6 +238,12 @@ def test_an_actor_critic_that_does_not_learn_has_no_buffer_to_speak_of():
     assert (acts.rollout_buffer.buffer_size, acts.n_steps, acts.batch_size) == (2, 32, 256)
 
 
+@pytest.mark.parametrize("env_id", ["GymV21Environment-v0", "GymV26Environment-v0"])
+def test_environments_of_old_gym_are_refused_since_their_ids_import_modules(env_id):
+    with pytest.raises(UserError, match="old gym imports what an id names"):
+        settings_of("dqn", env_id)
+
+
 # --------------------------------------------------------------------------------------------------------- folder
 
 
