@@ -48,26 +48,8 @@ class Tables(nn.Module):
         return self
 
 
-class _Moved(torch.autograd.Function):
-    """Entries of rows moved by each element: (C, n) -> (C, G * n). The gradient is a gather as well, not a scatter."""
-
-    @staticmethod
-    def forward(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        return rows.index_select(1, index)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.entries = inputs[0].shape[1]
-        ctx.save_for_backward(inputs[2])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return grads[0].index_select(1, inverse).view(len(grads[0]), -1, ctx.entries).sum(1), None, None
-
-
 class Orbit(Tables):
-    """The orbit of rows under the linear part of a representation: (C, n) -> (C, G, n), row g being rep(g) w.
+    """The orbit of rows under the linear part of a representation: (C, n) -> (C * G, n), row (c, g) being rep(g) w_c.
 
     Args:
         rep: how the group moves samples, but no dictionaries or tokens.
@@ -79,7 +61,6 @@ class Orbit(Tables):
     """
 
     index: Tensor
-    inverse: Tensor
     signs: Tensor
     matrices: Tensor
 
@@ -103,21 +84,19 @@ class Orbit(Tables):
             raise UserError(
                 f"{rep!r} in an equivariant layer: expected vectors or pictures, moved by one representation"
             )
-        starts = self.size * np.arange(self.order)[:, None]
         self.tabulate("index", source.ravel())
-        self.tabulate("inverse", (starts + np.argsort(source, axis=1)).ravel())
         if signs is not None:
             self.signed = True
             self.tabulate("signs", signs.ravel().astype(np.float64))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the images of rows (C, n), of shape (C, G, n)."""
+        """Return the images of rows (C, n), of shape (C * G, n)."""
         if self.mixes:
             moved = rows @ self.matrices
         else:
-            moved = _Moved.apply(rows, self.index, self.inverse)  # type: ignore[no-untyped-call]
+            moved = rows.index_select(1, self.index)
             moved = moved * self.signs if self.signed else moved
-        return moved.view(len(rows), self.order, self.size)
+        return moved.view(-1, self.size)
 
 
 def _sources(rep: Indexed, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
@@ -183,8 +162,8 @@ class acting(AbstractContextManager[None]):
     """While actions are chosen: layers find out faster that their weights are as they were.
 
     Everywhere else they compare every bit, since SB3 updates target networks through ``.data``, which the version of a
-    tensor does not count. Inside, the version and some of the bits do: of an acting network's weights, whatever writes
-    through ``.data`` writes all.
+    tensor does not count. Inside, they compare the version and some of the bits: optimisers, `load_state_dict`, moves
+    and writes to whole tensors are seen, while a write through ``.data`` to a few entries alone would not be.
 
     >>> with torch.inference_mode(), acting():
     ...     pass

@@ -16,7 +16,7 @@ from torch.nn import functional
 from equirl._expanded import Expanded, Orbit
 from equirl.errors import UserError
 from equirl.groups import Group
-from equirl.layers import Lift, ToRegular, positive, regular, repeated, shape_of
+from equirl.layers import Lift, ToRegular, positive, regular, shape_of
 from equirl.representations import Grid
 
 _KEEP_ROWS = ("identity", "transpose", "flip_x")
@@ -31,6 +31,8 @@ def regular_grid(rep: Grid, channels: int) -> Grid:
 class _Conv(Expanded):
     """Convolutions to regular pictures, whose kernels are turned and mirrored images of one another."""
 
+    each: Tensor
+
     def __init__(
         self, rep: Grid, shape: tuple[int, ...], channels: int, kernel: int, stride: int = 1, padding: int = 0
     ) -> None:
@@ -43,11 +45,12 @@ class _Conv(Expanded):
         orbit = Orbit(rep, self_shape, dual=True)
         super().__init__((positive("channels", channels), *self_shape), channels, math.prod(self_shape))
         self.rep, self.channels, self.stride, self.padding, self.orbit = rep, channels, stride, padding, orbit
+        self.tabulate("each", np.repeat(np.arange(channels), len(rep.group)))
         self.out_shape = (channels * len(rep.group), *sides)
 
     def expand(self) -> tuple[Tensor, ...]:
         kernels = self.orbit(self.weight.flatten(1)).view(-1, *self.weight.shape[1:])
-        return kernels, repeated(self.bias, len(self.rep.group))
+        return kernels, self.bias.index_select(0, self.each)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return regular pictures of shape (B, C * G, H', W')."""

@@ -49,19 +49,21 @@ class ToRegular(Expanded):
     """The base of all linear maps from samples to regular features: out[c, g] = w_c . rep(g)^-1 x + b_c."""
 
     centre: Tensor
+    each: Tensor
 
     def __init__(self, rep: Representation, shape: int | Sequence[int], channels: int) -> None:
         shape = shape_of(shape)
         orbit, size = Orbit(rep, shape, dual=True), math.prod(shape)
         super().__init__((positive("channels", channels), size), channels, size)
         self.rep, self.shape, self.channels, self.orbit = rep, shape, channels, orbit
+        self.tabulate("each", np.repeat(np.arange(channels), len(rep.group)))
         centre = centre_of_samples(rep, size)
         self.centred = centre is not None
         if centre is not None:
             self.tabulate("centre", centre)
 
     def expand(self) -> tuple[Tensor, ...]:
-        return self.orbit(self.weight).flatten(0, 1), repeated(self.bias, len(self.rep.group))
+        return self.orbit(self.weight), self.bias.index_select(0, self.each)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return regular features of shape (B, C * G)."""
@@ -136,7 +138,7 @@ class RegularLinear(ToRegular):
         real = coefficients[: self.real]
         a, b = coefficients[self.real :].view(self.pairs, 2, *coefficients.shape[1:]).unbind(1)
         pairs = torch.cat([torch.cat([a, -b], 2), torch.cat([b, a], 2)], 1)
-        return real.contiguous(), pairs, repeated(self.bias, len(self.rep.group))
+        return real.contiguous(), pairs, self.bias.index_select(0, self.each)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return regular features of shape (B, C * G)."""
@@ -185,8 +187,8 @@ class Project(Expanded):
             self.tabulate("centre", centre)
 
     def expand(self) -> tuple[Tensor, ...]:
-        weight = self.orbit(self.weight.T).permute(2, 0, 1).flatten(1).contiguous()
-        bias = self.orbit(self.bias[None])[0].mean(0)
+        weight = self.orbit(self.weight.T).T.contiguous()
+        bias = self.orbit(self.bias[None]).mean(0)
         return weight, bias + self.centre if self.centred else bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,8 +210,3 @@ def positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise UserError(f"{name} {value!r}: expected a whole number of at least 1")
     return int(value)
-
-
-def repeated(bias: Tensor, order: int) -> Tensor:
-    """Return b_c for each element: (C,) -> (C * G,)."""
-    return bias[:, None].expand(-1, order).flatten()

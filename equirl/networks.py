@@ -17,7 +17,7 @@ from torch import nn
 from equirl._expanded import acting
 from equirl.convolutions import Collapse, LiftConv, RegularConv, regular_grid
 from equirl.errors import UserError, unknown
-from equirl.layers import Lift, Project, RegularLinear, channels_for, regular
+from equirl.layers import Lift, Project, RegularLinear, channels_for, regular, shape_of
 from equirl.representations import Grid, Permutation, Representation
 
 __all__ = [
@@ -145,8 +145,8 @@ class NativeCNN(nn.Sequential):
 
 def _regular_channels(rep: Representation, shape: int | Sequence[int]) -> int | None:
     """Return C where samples are regular features (C * G), else None."""
-    size = shape if isinstance(shape, int) else shape[0] if len(shape) == 1 else 0
-    channels, rest = divmod(size, len(rep.group))
+    size, *more = shape_of(shape)
+    channels, rest = divmod(0 if more else size, len(rep.group))
     return channels if channels and not rest and rep == regular(rep.group, channels) else None
 
 

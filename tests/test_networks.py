@@ -436,6 +436,14 @@ def test_target_networks_are_never_stale():
         assert not torch.equal(target(x), before)
 
 
+def test_weights_made_while_inferring():
+    with torch.inference_mode():
+        layer, x = Lift(Permutation.regular(cyclic(4)), 4, 2), torch.randn(1, 4)
+        before = layer(x)
+        layer.weight.mul_(2)
+        assert not torch.equal(layer(x), before)  # such tensors have no version
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_training_neither_uses_nor_keeps(name):
     layer, shape = small_layers()[name]
@@ -548,7 +556,8 @@ def test_networks_of_features_continue_those_of_pictures():
     assert isinstance(head[0], RegularLinear)
     assert_equivariant(nn.Sequential(cnn, head), turn, actions, (3, 9, 9))
     assert isinstance(NativeMLP(cnn.rep, 32, [], output=actions, size=4)[0], Project)
-    value = NativeMLP(cnn.rep, cnn.features_dim, [16], output=Trivial(cyclic(4)), size=1)
+    size: Any = np.int64(cnn.features_dim)
+    value = NativeMLP(cnn.rep, size, [16], output=Trivial(cyclic(4)), size=1)
     assert_equivariant(nn.Sequential(cnn, value), turn, Trivial(cyclic(4)), (3, 9, 9))
 
 
@@ -573,8 +582,6 @@ def test_equal_width_has_a_share_of_the_weights():
     assert wide[0].out_shape == (64, 9, 9)
 
 
-# torch instantiates autograd functions while it traces them, and warns of that
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_whole_networks_compile_to_one_graph():
     turn = Grid(cyclic(4))
     net = nn.Sequential(NativeCNN(turn, (1, 5, 5), 8, width=0.25), Project(Permutation.regular(cyclic(4)), 4, 2))
