@@ -77,6 +77,7 @@ class ActorCriticPolicy(SymmetricPolicy, SymmetricNet, sb3.ActorCriticPolicy):
         match given.get("net_arch"):
             case [dict() as layers]:  # as zips of SB3 before 1.8 say it
                 given["net_arch"] = layers
+        self.scores_are = "action" if isinstance(action_space, spaces.Box) else "log-probability"
         super().__init__(**given)
 
     def _build_mlp_extractor(self) -> None:

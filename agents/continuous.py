@@ -237,6 +237,8 @@ class SymmetricActorCriticPolicy(SymmetricPolicy):
         UserError: actions that move by matrices.
     """
 
+    scores_are = "action"
+
     actor_class: Callable[..., SymmetricActor]
     actor: Any
     critic: Any

@@ -91,6 +91,7 @@ class SymmetricPolicy(BasePolicy):
         UserError: an unknown name, a symmetry that does not act on the spaces, or gSDE.
     """
 
+    scores_are = "action value"  # what `scores` returns
     adam_kwargs: ClassVar[dict[str, Any]] = {}  # what SB3 gives Adam where a user gives nothing
 
     def __init__(

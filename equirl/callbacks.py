@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
@@ -192,7 +191,7 @@ class SymmetryCallback(EveryNSteps):
             values.cpu().numpy(),
             policy.symmetry.group.names,
             self.action_names,
-            continuous=isinstance(policy.action_space, spaces.Box),
+            policy.scores_are,
         )
         self.logger.record("symmetry/orbit", Image(picture, "HWC"), exclude=TEXT_ONLY)
 

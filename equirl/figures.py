@@ -20,7 +20,7 @@ def orbit_picture(
     values: NDArray[Any],
     element_names: Sequence[str],
     action_names: Sequence[str],
-    continuous: bool = False,
+    values_are: str = "action value",
 ) -> NDArray[np.uint8]:
     """Return a picture of one observation's orbit, each view above the action values found there.
 
@@ -32,7 +32,7 @@ def orbit_picture(
         values: action values at each view, shape (G, actions); the greedy action is drawn in orange.
         element_names: one a panel.
         action_names: one a bar.
-        continuous: the values are actions themselves, whose bars stand on 0.
+        values_are: what their axis says; the bars of an "action" stand on 0, and none is the best.
 
     Returns:
         RGB of shape (height, width, 3).
@@ -40,7 +40,7 @@ def orbit_picture(
     >>> orbit_picture(np.zeros((2, 4)), np.eye(2), ["e", "r"], ["left", "right"]).shape[2]
     3
     """
-    n = min(len(views), _MOST)
+    n, continuous = min(len(views), _MOST), values_are == "action"
     columns, rows = min(n, _ABREAST), -(-n // _ABREAST)
     figure = Figure(figsize=(max(2.2 * columns, 4.4), 4.2 * rows), dpi=90, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -50,7 +50,7 @@ def orbit_picture(
     for i in range(n):
         row, column = divmod(i, columns)
         above, below = axes[2 * row][column], axes[2 * row + 1][column]
-        for axis, label in ((above, "observation"), (below, "action" if continuous else "action value")):
+        for axis, label in ((above, "observation"), (below, values_are)):
             axis.set_axis_on()
             axis.set_ylabel(label if column == 0 else "", fontsize=8)
         above.set_title(element_names[i], fontsize=9)

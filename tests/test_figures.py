@@ -5,6 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from equirl.figures import BLUE, GREY, ORANGE, orbit_picture
+from equirl.runs import build_model, make_vec_env, settings_of
 
 
 def coloured(picture: np.ndarray, colour: str) -> np.ndarray:
@@ -108,3 +109,27 @@ def test_large_groups_take_more_rows_up_to_three(n, rows, columns):
         np.ones((n, 3)), np.random.default_rng(0).normal(size=(n, 2)), list(map(str, range(n))), "lr"
     )
     assert picture.shape[:2] == (378 * rows, max(198 * columns, 396))
+
+
+@pytest.mark.parametrize(
+    ("algo", "env_id", "expected"),
+    [
+        ("dqn", "CartPole-v1", "action value"),
+        ("ppo", "CartPole-v1", "log-probability"),
+        ("ppo", "Pendulum-v1", "action"),
+        ("sac", "Pendulum-v1", "action"),
+    ],
+)
+def test_policies_say_what_their_bars_are(algo, env_id, expected):
+    settings = settings_of(algo, env_id)
+    model = build_model(settings, make_vec_env(settings, n_envs=1), learns=False)
+    assert model.policy.scores_are == expected
+
+
+def test_bars_of_actions_stand_on_zero_and_none_is_the_best():
+    views, values = np.zeros((2, 3)), np.array([[-0.5], [1.0]])
+    actions, ranked = (orbit_picture(views, values, ["e", "r"], ["0"], kind) for kind in ("action", "action value"))
+    assert bars(actions, ORANGE) == []
+    assert len(bars(ranked, ORANGE)) == 2
+    (_, low), (_, high) = bars(actions, BLUE)
+    assert high == pytest.approx(2 * low, abs=4)  # heights from 0, not from the mean
