@@ -132,19 +132,22 @@ class Indexed(Representation):
     def _table(self, shape: tuple[int, ...]) -> tuple[Index, Index | None]:
         """Return, for entries of this shape, source indices and signs, both of shape (G, number of entries)."""
 
-    def _tables(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _tables(self, x: Tensor, inverse: bool = False) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return source indices, None where no element moves any, signs in the data type of x, and offsets."""
         shape = tuple(x.shape[-self.rank :])
 
-        def make() -> tuple[Tensor, Tensor | None]:
+        def make() -> tuple[Tensor | None, Tensor | None]:
             self.check_shape(shape)
             index, signs = self._table(shape)
             order = self.group.inverses if inverse else np.arange(len(self.group))
+            still = (index == np.arange(index.shape[1])).all()
+            kind = x.dtype if x.is_floating_point() else torch.int8
             return (
-                torch.as_tensor(index[order], device=x.device),
-                None if signs is None else torch.as_tensor(signs[order], device=x.device, dtype=torch.int8),
+                None if still else torch.as_tensor(index[order], device=x.device),
+                None if signs is None else torch.as_tensor(signs[order], device=x.device, dtype=kind),
             )
 
-        index, signs = self._constant((shape, x.device, inverse), make)
+        index, signs = self._constant((shape, x.dtype, x.device, inverse), make)
         if signs is not None and not x.is_signed():
             raise UserError(f"{self!r} changes signs: expected a signed data type, got {x.dtype}")
         if self.offsets is None:
@@ -169,12 +172,12 @@ class Indexed(Representation):
     def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
         index, signs, offsets = self._tables(x)
         flat = x.flatten(-self.rank)
-        rows = index[g].view(-1, *[1] * (flat.ndim - 2), flat.shape[-1]) if isinstance(g, Tensor) else index[g]
-        y = flat.gather(-1, rows.expand_as(flat))
+        rows = (-1, *[1] * (flat.ndim - 2), flat.shape[-1]) if isinstance(g, Tensor) else flat.shape[-1:]
+        y = flat if index is None else flat.gather(-1, index[g].view(rows).expand_as(flat))
         if signs is not None:
-            y = y * (signs[g].view_as(rows) if isinstance(g, Tensor) else signs[g])
+            y = y * signs[g].view(rows)
         if offsets is not None:
-            y = y + (offsets[g].view_as(rows) if isinstance(g, Tensor) else offsets[g])
+            y = y + offsets[g].view(rows)
         return y.view_as(x)
 
     def orbit(self, x: Tensor) -> Tensor:
@@ -183,15 +186,15 @@ class Indexed(Representation):
     def undo(self, ys: Tensor) -> Tensor:
         return self._moved(ys, *self._tables(ys, inverse=True))
 
-    def _moved(self, xs: Tensor, index: Tensor, signs: Tensor | None, offsets: Tensor | None) -> Tensor:
-        flat = xs.flatten(-self.rank)
+    def _moved(self, xs: Tensor, index: Tensor | None, signs: Tensor | None, offsets: Tensor | None) -> Tensor:
+        flat = xs.flatten(-self.rank) if self.rank > 1 else xs
         per_row = (len(self.group), *[1] * (flat.ndim - 2), flat.shape[-1])
-        ys = flat.gather(-1, index.view(per_row).expand_as(flat))
+        ys = flat if index is None else flat.gather(-1, index.view(per_row).expand_as(flat))
         if signs is not None:
             ys = ys * signs.view(per_row)
         if offsets is not None:
             ys = ys + offsets.view(per_row)
-        return ys.view(xs.shape)
+        return ys if self.rank == 1 else ys.view(xs.shape)
 
     def _check_law(self, shape: tuple[int, ...]) -> None:
         """Raise unless moving by h and then by g equals moving by g * h, for all pairs."""
