@@ -12,7 +12,6 @@ The state dict keeps SB3's keys (lambda-equitune adds its own small net), so wei
 from __future__ import annotations
 
 from stable_baselines3.dqn import policies as sb3
-from torch import nn
 
 from equirl.agents.symmetric import DictPolicy, PicturePolicy
 from equirl.agents.values import SymmetricValuePolicy, SymmetricValues
@@ -24,16 +23,15 @@ class QNetwork(SymmetricValues, sb3.QNetwork):
     Its outputs have shape (B, actions).
     """
 
-    @property
-    def head(self) -> nn.Sequential:
-        return self.q_net
+    head_name = "q_net"
 
 
 class DQNPolicy(SymmetricValuePolicy, sb3.DQNPolicy):
     """SB3's DQN policy with equivariant action values (Basu et al. 2023, arXiv 2210.06475 and 2305.09900).
 
     Keywords beside SB3's: `symmetry` and `method`, both required; `symmetrizer_kwargs`; `double_selection`, which lets
-    the online net choose equizero's views for the target net.
+    the online net choose equizero's views for the target net. Under ``method="native"`` the networks are equivariant by
+    construction (Cohen and Welling 2016, arXiv 1602.07576); ``symmetrizer_kwargs={"width": 2}`` doubles their widths.
 
     Raises:
         UserError: an unknown name, or a symmetry that does not act on the spaces.

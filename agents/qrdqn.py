@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sb3_contrib.qrdqn import policies as sb3
-from torch import Tensor, nn
+from torch import Tensor
 
 from equirl.agents.symmetric import DictPolicy, PicturePolicy
 from equirl.agents.values import SymmetricValuePolicy, SymmetricValues
@@ -38,9 +38,11 @@ class QuantileNetwork(SymmetricValues, sb3.QuantileNetwork):
     action values, which are means over quantiles; a score of one's own reads outputs (G, B, quantiles, actions).
     """
 
+    head_name = "quantile_net"
+
     @property
-    def head(self) -> nn.Sequential:
-        return self.quantile_net
+    def copies(self) -> int:
+        return self.n_quantiles
 
     def _options(self, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
         score = given.get("score", "max")
@@ -61,6 +63,7 @@ class QRDQNPolicy(SymmetricValuePolicy, sb3.QRDQNPolicy):
     """sb3-contrib's QR-DQN policy with equivariant quantiles.
 
     Keywords beside sb3-contrib's: `symmetry` and `method`, both required; `symmetrizer_kwargs`; `double_selection`.
+    Under ``method="native"`` the networks are equivariant by construction, as those of DQN are.
 
     Raises:
         UserError: an unknown name, or a symmetry that does not act on the spaces.

@@ -11,15 +11,22 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+    NatureCNN,
+)
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from equirl.agents.extractors import SizedCombinedExtractor, SmallCNN, default_cnn
+from equirl.agents.native import PARTS, NativeExtractor
 from equirl.checks import equivariance_error, greedy_disagreement
 from equirl.errors import UserError
 from equirl.representations import Grid, PerKey, Permutation, Representation, SignedPermutation, Trivial
-from equirl.symmetrizers import Function, Identity, Symmetrizer
+from equirl.symmetrizers import NATIVE, Function, Identity, Symmetrizer
 from equirl.symmetry import resolve_symmetry
 
 SAME_ACTION = 0.01
@@ -93,6 +100,7 @@ class SymmetricPolicy(BasePolicy):
 
     scores_are = "action value"  # what `scores` returns
     adam_kwargs: ClassVar[dict[str, Any]] = {}  # what SB3 gives Adam where a user gives nothing
+    native: ClassVar[type[BaseFeaturesExtractor] | None] = None  # of pictures and dictionaries, where "native" is built
 
     def __init__(
         self,
@@ -203,10 +211,12 @@ class PicturePolicy(SymmetricPolicy):
         *args: Any,
         **kwargs: Any,
     ) -> None:
+        if self.native is not None and kwargs.get("method") == NATIVE:
+            kwargs.setdefault("features_extractor_class", self.native)
         if "features_extractor_class" not in kwargs:
             normalized = not kwargs.get("normalize_images", True)
             kwargs["features_extractor_class"] = default_cnn(observation_space, normalized)
-        ours = issubclass(kwargs["features_extractor_class"], NatureCNN | SmallCNN)
+        ours = issubclass(kwargs["features_extractor_class"], NatureCNN | SmallCNN | NativeExtractor)
         if ours and not args and self.cnn_arch is not None:
             kwargs.setdefault("net_arch", list(self.cnn_arch))
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
@@ -216,7 +226,8 @@ class DictPolicy(SymmetricPolicy):
     """Reads dictionaries: a CNN for each picture, the rest flattened, all concatenated."""
 
     def __init__(self, observation_space: spaces.Space[Any], *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", SizedCombinedExtractor)
+        native = self.native if kwargs.get("method") == NATIVE else None
+        kwargs.setdefault("features_extractor_class", native or SizedCombinedExtractor)
         super().__init__(observation_space, *args, **kwargs)
 
 
@@ -225,6 +236,7 @@ _MODELESS: tuple[type[nn.Module], ...] = (
     *(nn.Linear, nn.Conv2d, nn.Flatten, nn.Sequential, nn.ModuleDict, nn.ModuleList),
     *(nn.ReLU, nn.Tanh, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Sigmoid),
     *(FlattenExtractor, NatureCNN, CombinedExtractor, MlpExtractor, SmallCNN, SizedCombinedExtractor),
+    *PARTS,
 )
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar, cast
 
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from equirl.agents.native import Native, NativeExtractor, native_head, width_in
 from equirl.agents.symmetric import Measured, SymmetricNet, SymmetricPolicy
 from equirl.errors import UserError
-from equirl.symmetrizers import Equizero, make_symmetrizer
+from equirl.symmetrizers import NATIVE, Equizero, make_symmetrizer
 from equirl.symmetry import Symmetry
 
 
@@ -23,7 +25,7 @@ class SymmetricValues(SymmetricNet):
 
     Args:
         symmetry: how the group moves observations and actions.
-        method: a name from `equirl.METHODS`.
+        method: a name from `equirl.METHODS`, or "native": layers that are equivariant by construction.
         symmetrizer_kwargs: further arguments of the method.
         kwargs: the arguments of SB3's network.
     """
@@ -35,16 +37,36 @@ class SymmetricValues(SymmetricNet):
         self.symmetry, self.method, self.symmetrizer_kwargs = symmetry, method, dict(symmetrizer_kwargs)
         width = self.net_arch[-1] if self.net_arch else self.features_dim
         moves, options = (symmetry.observation, symmetry.action), self._options(method, symmetrizer_kwargs)
-        self.symmetrizer = make_symmetrizer(method, *moves, features_dim=width, **options)
+        self.symmetrizer = (
+            self._native(**options)
+            if method == NATIVE
+            else make_symmetrizer(method, *moves, features_dim=width, **options)
+        )
         self._selector: tuple[SymmetricValues, ...] = ()  # a tuple, so that torch does not take it for a part of this
 
-    net_arch: list[int]
+    head_name: ClassVar[str]  # what SB3 calls the layers behind the features extractor
+    action_space: spaces.Discrete
+    activation_fn: type[nn.Module]
     features_dim: int
+    net_arch: list[int]
 
     @property
     def head(self) -> nn.Sequential:
         """The layers behind the features extractor."""
-        raise NotImplementedError
+        return cast("nn.Sequential", getattr(self, self.head_name))
+
+    @property
+    def copies(self) -> int:
+        """How many numbers the network returns for each action."""
+        return 1
+
+    def _native(self, **options: Any) -> Native:
+        """Put native layers in place of SB3's, and return the symmetrizer that leaves them as they are."""
+        made = Native(self.symmetry.observation, self.symmetry.action, **options)
+        arch, actions = (self.net_arch, self.activation_fn), int(self.action_space.n)
+        inputs = (cast("nn.Module", self.features_extractor), self.observation_space, self.symmetry)
+        setattr(self, self.head_name, native_head(*inputs, *arch, actions, self.copies, made.width))
+        return made
 
     def _options(self, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
@@ -103,9 +125,13 @@ class SymmetricValuePolicy(SymmetricPolicy):
         observation_space: as SB3 passes it.
         action_space: as SB3 passes it.
         lr_schedule: as SB3 passes it.
+        method: as `SymmetricPolicy` says, or "native": networks that are equivariant by construction, at one forward
+            and about 1/G of the weights. ``symmetrizer_kwargs={"width": 2}`` makes all their layers twice as wide.
         double_selection: let the online net choose equizero's views for the target net, against over-estimation.
         kwargs: those of `SymmetricPolicy`, and the arguments of SB3's policy.
     """
+
+    native: ClassVar[type[BaseFeaturesExtractor]] = NativeExtractor
 
     def __init__(
         self,
@@ -152,7 +178,21 @@ class SymmetricValuePolicy(SymmetricPolicy):
             symmetry=self.symmetry, method=self.method, symmetrizer_kwargs=self.symmetrizer_kwargs, **arguments
         ).to(self.device)
 
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """Return a new features extractor."""
+        chosen = self.features_extractor_class
+        if chosen is not NativeExtractor:
+            return super().make_features_extractor()
+        filled: dict[str, Any] = {
+            "width": width_in(self.symmetrizer_kwargs),
+            "normalized_image": not self.normalize_images,
+        }
+        for name in filled.keys() & self.features_extractor_kwargs.keys():
+            raise UserError(f"{name} in features_extractor_kwargs with method 'native': expected features_dim alone")
+        return NativeExtractor(self.observation_space, self.symmetry, **filled, **self.features_extractor_kwargs)
+
     def _build(self, lr_schedule: Schedule) -> None:
+        _check_extractor(self.method, self.features_extractor_class)
         super()._build(lr_schedule)  # type: ignore[misc]
         if self.double_selection:
             online, target = self.nets
@@ -162,3 +202,13 @@ class SymmetricValuePolicy(SymmetricPolicy):
         data = super()._get_constructor_parameters()
         data.update(double_selection=self.double_selection)
         return data
+
+
+def _check_extractor(method: str, chosen: type[BaseFeaturesExtractor]) -> None:
+    """Raise a `UserError` for a features extractor that is not equivariant under "native", or is so elsewhere."""
+    if method == NATIVE and chosen not in (FlattenExtractor, NativeExtractor):
+        raise UserError(
+            f"features_extractor_class {chosen.__name__} with method 'native': expected none, since native has its own"
+        )
+    if method != NATIVE and chosen is NativeExtractor:
+        raise UserError(f"features_extractor_class NativeExtractor with method {method!r}: expected 'native'")

@@ -16,7 +16,7 @@ from stable_baselines3.common.save_util import recursive_getattr, recursive_seta
 from equirl.agents.symmetric import SymmetricPolicy
 from equirl.errors import UserError
 from equirl.representations import PerKey, Representation, Trivial
-from equirl.symmetrizers import Identity
+from equirl.symmetrizers import NATIVE, Identity, unknown_method
 from equirl.symmetry import Symmetry, resolve_symmetry
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
@@ -58,9 +58,12 @@ def symmetrize_model(model: Model, symmetry: str | Mapping[str, Any], method: st
 
     Raises:
         UserError: another policy, a symmetry that does not act on the spaces, or observations that are normalised by
-            statistics which the group does not keep.
+            statistics which the group does not keep; native networks on either side, whose weights fit no others.
     """
     policy = symmetric_policy_of(model)
+    if method == NATIVE:
+        raise unknown_method(method)
+    check_weights(getattr(model.policy, "method", Identity.method), method)
     resolved = resolve_symmetry(symmetry)
     fitted = resolved.fitted(model.observation_space)
     fitted.check_spaces(model.observation_space, model.action_space)
@@ -71,6 +74,14 @@ def symmetrize_model(model: Model, symmetry: str | Mapping[str, Any], method: st
     if options:
         kwargs["symmetrizer_kwargs"] = options
     return _rebuilt(model, policy, kwargs)
+
+
+def check_weights(trained: str, method: str) -> None:
+    """Raise a `UserError` where one of two methods is native and the other is not: neither fits the other's weights."""
+    if (trained == NATIVE) != (method == NATIVE):
+        raise UserError(
+            f"method {method!r} for an agent trained under {trained!r}: native weights fit no other network"
+        )
 
 
 def symmetric_policy_of(model: BaseAlgorithm) -> type[SymmetricPolicy]:

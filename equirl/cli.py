@@ -34,7 +34,7 @@ from equirl.console import (
     shown,
 )
 from equirl.errors import UserError
-from equirl.symmetrizers import METHODS
+from equirl.symmetrizers import METHODS, NATIVE
 
 if TYPE_CHECKING:
     from equirl.runs import Settings
@@ -75,7 +75,7 @@ def train(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", help=f"{', '.join(METHODS)}; the configuration's if not given."),
+        typer.Option("--method", help=f"{', '.join([*METHODS, NATIVE])}; the configuration's if not given."),
     ] = None,
     symmetry: Annotated[
         str | None, typer.Option("--symmetry", help="auto (from the catalogue), none, or a name that is listed.")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from equirl.agents.wrapping import OURS, copy_parameters, symmetrize_model
+from equirl.agents.wrapping import OURS, check_weights, copy_parameters, symmetrize_model
 from equirl.archives import read_archive
 from equirl.errors import UserError
 from equirl.evaluation import finite, observations
@@ -18,7 +18,7 @@ from equirl.folders import write_settings, zoo_name
 from equirl.hyperparameters import keyword_arguments
 from equirl.loading import Found, agent_of, fit, fresh_model
 from equirl.runs import Settings, prepared
-from equirl.symmetrizers import Identity
+from equirl.symmetrizers import NATIVE, Identity
 
 _COUNTERS = {"num_timesteps": int, "_n_updates": int, "_episode_num": int, "exploration_rate": float}
 
@@ -32,6 +32,7 @@ def with_overrides(found: Found, overrides: Mapping[str, Any], seed: int | None 
     settings = found.settings
     hyperparameters = {**settings.hyperparameters, **overrides}
     method = hyperparameters["method"]
+    check_weights(settings.method, method)
     if method != Identity.method and overrides.get("symmetry") == "none":
         raise UserError(f"symmetry 'none' with method {method!r}: expected a symmetry's name, or method 'identity'")
     if method != settings.method:
@@ -40,7 +41,13 @@ def with_overrides(found: Found, overrides: Mapping[str, Any], seed: int | None 
     if method != Identity.method and hyperparameters["symmetry"] == "none":
         hyperparameters["symmetry"] = "auto"
     seed = settings.seed if seed is None else seed
-    return prepared(replace(settings, hyperparameters=hyperparameters, seed=seed, extra={}))
+    chosen = prepared(replace(settings, hyperparameters=hyperparameters, seed=seed, extra={}))
+    if method == NATIVE and chosen.symmetry != settings.symmetry:
+        raise UserError(
+            f"symmetry {chosen.symmetry.name!r} for a native agent: expected {settings.symmetry.name!r}, for which its "
+            "weights are"
+        )
+    return chosen
 
 
 def start_from(found: Found, settings: Settings) -> Callable[[Any], None]:

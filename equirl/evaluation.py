@@ -9,10 +9,10 @@ import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from equirl.agents.wrapping import symmetrize_model
-from equirl.errors import UserError, unknown
+from equirl.errors import UserError
 from equirl.loading import Found, agent_of
 from equirl.runs import EVALUATION_SEED, Settings, make_vec_env
-from equirl.symmetrizers import METHODS, Identity
+from equirl.symmetrizers import METHODS, NATIVE, Identity, unknown_method
 
 _SIDE_BY_SIDE = 10  # episodes that are played at once, so that the network reads them in one batch
 
@@ -129,13 +129,17 @@ def methods_for(name: str, trained: str) -> list[str]:
     >>> methods_for("all", "identity")
     ['identity', 'equitune', 'equizero']
     """
-    if name == "all":
+    if name == "all" and trained != NATIVE:
         return [method for method in METHODS if not METHODS[method].reads_features or method == trained]
+    if name in ("all", trained):
+        return [trained]
     methods = list(dict.fromkeys(part.strip() for part in name.split(",")))
     for method in methods:
-        if method not in METHODS:
-            raise unknown("method", method, ["all", *METHODS])
-        if METHODS[method].reads_features and method != trained:
+        if method != trained and method not in METHODS:
+            raise unknown_method(method, ["all", *METHODS])
+        if method != trained and trained == NATIVE:
+            raise UserError(f"method {method!r} for a native agent: expected 'native', which alone its weights fit")
+        if method != trained and METHODS[method].reads_features:
             raise UserError(f"method {method!r}: expected an agent trained with it, since its weights are learnt")
     return methods
 

@@ -17,6 +17,7 @@ from equirl.folders import read_settings
 from equirl.foreign import check_frames, current_id, lone_settings, method_of, zoo_settings
 from equirl.hyperparameters import keyword_arguments
 from equirl.runs import Settings, build_model, make_vec_env
+from equirl.symmetrizers import NATIVE
 
 _PICKLES = {"replay_buffer.pkl": "the replay buffer starts empty", "vecnormalize.pkl": "observations stay as they are"}
 
@@ -109,15 +110,27 @@ def _notes(archive: Archive, trust: bool) -> list[str]:
 def _check_sizes(archive: Archive, settings: Settings) -> None:
     """Refuse settings of networks larger than the weights, which would fill the memory before they are compared."""
     check_frames(settings.hyperparameters)
-    most = sum(tensor.numel() for tensor in archive.parameters["policy"].values())
-    waiting: list[Any] = [keyword_arguments(settings.hyperparameters.get("policy_kwargs")) or {}]
+    held = sum(tensor.numel() for tensor in archive.parameters["policy"].values())
+    policy_kwargs = keyword_arguments(settings.hyperparameters.get("policy_kwargs")) or {}
+    most = held * _shared(settings, policy_kwargs)
+    waiting: list[Any] = [policy_kwargs]
     while waiting:
         value = waiting.pop()
         parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
         waiting += [part for part in parts if isinstance(part, dict | list)]
         sizes = [part for part in parts if isinstance(part, int)]
         if max([*sizes, *(a * b for a, b in pairwise(sizes) if isinstance(value, list))], default=0) > most:
-            raise UserError(f"{archive.path}: policy_kwargs {value!r}: its policy.pth has {most} weights in all")
+            raise UserError(f"{archive.path}: policy_kwargs {value!r}: its policy.pth has {held} weights in all")
+
+
+def _shared(settings: Settings, policy_kwargs: dict[str, Any]) -> float:
+    """Return how many entries of a layer share a weight, at the widths that `policy_kwargs` says."""
+    if settings.method != NATIVE:
+        return 1.0
+    from equirl.agents.native import width_in
+
+    options = keyword_arguments(policy_kwargs.get("symmetrizer_kwargs")) or {}
+    return float(len(settings.symmetry.group)) / width_in(options) ** 2
 
 
 def load_agent(path: str | os.PathLike[str], **how: Any) -> tuple[Any, Settings]:

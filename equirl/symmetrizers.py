@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -38,11 +38,7 @@ def _entropy(y: Tensor) -> Tensor:
     return (_flat(y).softmax(-1) * _flat(y).log_softmax(-1)).sum(-1)
 
 
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "max": _max,
-    "max_probability": _max_probability,
-    "entropy": _entropy,
-}
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {"max": _max, "max_probability": _max_probability, "entropy": _entropy}
 """What equizero maximises over the orbit, from outputs (G, B, ...) to (G, B); "entropy" is the negative entropy."""
 
 
@@ -249,6 +245,7 @@ class Equizero(Symmetrizer):
 
 METHODS: dict[str, type[Symmetrizer]] = {cls.method: cls for cls in (Identity, Equitune, Equizero, LambdaEquitune)}
 """The methods by name, plain first."""
+NATIVE = "native"  # of networks that are equivariant by construction: it wraps no function, and so is none of METHODS
 
 
 def make_symmetrizer(
@@ -272,7 +269,7 @@ def make_symmetrizer(
     Equitune(Permutation(C2, size=2) -> Permutation(C2, size=2))
     """
     if method not in METHODS:
-        raise unknown("method", method, METHODS)
+        raise unknown_method(method)
     chosen = METHODS[method]
     valid = list(inspect.signature(chosen).parameters)[2:]
     for option in options:
@@ -283,6 +280,15 @@ def make_symmetrizer(
             raise UserError(f"method {method!r} without features_dim: expected the number of features that f returns")
         options["features_dim"] = features_dim
     return chosen(input, output, **options)
+
+
+def unknown_method(method: object, valid: Iterable[str] = METHODS) -> UserError:
+    """Return the error for a method that is not among the valid ones."""
+    if method == NATIVE:
+        return UserError(
+            f"method 'native': expected one of {', '.join(valid)}; native is for fresh dqn and qrdqn agents"
+        )
+    return unknown("method", method, valid)
 
 
 class Symmetrized(nn.Module):

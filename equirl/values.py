@@ -18,7 +18,7 @@ from equirl.hyperparameters import (
     named_callables,
     policy_part,
 )
-from equirl.symmetrizers import METHODS
+from equirl.symmetrizers import METHODS, NATIVE, unknown_method
 from equirl.symmetry import registered_symmetries, resolve_symmetry
 
 Check = tuple[Callable[[Any], bool], str]
@@ -38,6 +38,8 @@ _FILLED = {
 }
 # Keyword arguments of SB3's and Gymnasium's wrappers and callbacks that name a file or folder to be written.
 _WRITTEN = {"filename", "folder", "video_folder", "save_path", "log_path", "best_model_save_path"}
+NATIVE_ALGORITHMS = ("dqn", "qrdqn")
+"""Those whose policies build networks that are equivariant by construction."""
 NOISES = ("normal", "ornstein-uhlenbeck")
 
 
@@ -119,7 +121,7 @@ CHECKS: dict[str, Check] = {
     "noise_std": _optional(_NOT_NEGATIVE),
     # ours
     "symmetry": (lambda v: isinstance(v, (str, Mapping)) and bool(v), "auto, none, a symmetry's name or its data"),
-    "method": (lambda v: isinstance(v, str), f"one of {', '.join(METHODS)}"),
+    "method": (lambda v: isinstance(v, str), f"one of {', '.join([*METHODS, NATIVE])}"),
     # SB3's constructors, all algorithms
     "learning_rate": _SCHEDULE,
     "gamma": _FRACTION,
@@ -203,12 +205,21 @@ def checked_value(key: str, value: Any, algo: str = "") -> Any:
         value = int(value) if test(int(value)) else value
     if not test(value):
         raise UserError(f"{key} {value!r}: expected {expected}")
-    if key == "method" and value not in METHODS:
-        raise unknown("method", value, METHODS)
+    if key == "method" and value not in (methods := methods_of(algo)):
+        raise unknown_method(value, methods)
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError, RecursionError):
         raise UserError(f"{key} {value!r}: expected plain data (numbers, strings, lists and mappings)") from None
+
+
+def methods_of(algo: str) -> list[str]:
+    """Return the methods of an algorithm's policies.
+
+    >>> methods_of("dqn")[-1], methods_of("ppo")[-1]
+    ('native', 'lambda')
+    """
+    return [*METHODS, *([NATIVE] if algo in NATIVE_ALGORITHMS else [])]
 
 
 def check_symmetry(value: str | dict[str, Any]) -> None:
