@@ -30,7 +30,7 @@ type: $(READY)  ## check the types
 
 bench: $(READY)  ## measure speed and memory
 	@test -f tests/benchmarks/run.py || { echo "make bench: tests/benchmarks/run.py is missing" >&2; exit 1; }
-	@$(BIN)/python tests/benchmarks/run.py $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.run $(ARGS)
 
 check: lint type test  ## everything that continuous integration runs
 

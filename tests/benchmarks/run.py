@@ -1,138 +1,164 @@
-"""What equivariance costs: times of equitune against the plain network and a loop over elements, as ratios in one run.
+"""What equivariance costs: SB3's DQN with one network after another, side by side in one process, as ratios to plain.
 
-    make bench                                        # a table, and benchmarks.json beside it
+    make bench                                        # tables, and benchmarks.json and benchmarks.md beside this file
+    make bench ARGS="--case GridWorld --arm native --arm equitune --repeat 9"
 
-Repetitions of the arms are interleaved, so that a machine that slows down slows all of them; a ratio is the median over
-repetitions of arm / plain, with the smallest and largest beside it.
+The arms take turns within each repetition, so that a machine that slows down slows all of them; a ratio is the median
+over repetitions of arm / plain, with the smallest and the largest beside it. All arms of a case learn from one replay
+buffer, full from the start, at the final rate of exploration; nothing is to be learned, only timed.
 """
 
 import argparse
 import json
+import os
 import platform
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, says when it starts
+
 import torch
-from gymnasium import spaces
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from stable_baselines3.dqn.policies import CnnPolicy as PlainCnn
-from stable_baselines3.dqn.policies import MlpPolicy as PlainMlp
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from equirl import Grid, Permutation, SignedPermutation, Symmetry, cyclic
-from equirl.agents.dqn import CnnPolicy, MlpPolicy
-from equirl.agents.extractors import SmallCNN
+from tests.benchmarks.speed.arms import ARMS, PLAIN, Agent, UnavailableError
+from tests.benchmarks.speed.cases import Case, make_cases
+from tests.benchmarks.speed.measures import (
+    Settings,
+    calls_of,
+    filled_buffer,
+    flops,
+    interleaved,
+    measure_names,
+    observations,
+    peak_bytes,
+    waiter,
+)
+from tests.benchmarks.speed.report import markdown, show, tables
 
-TURN = Symmetry(Grid(cyclic(4)), Permutation.regular(cyclic(4)))
-MIRROR = Symmetry(SignedPermutation(cyclic(2), [range(4)] * 2, [[1] * 4, [-1] * 4]), Permutation.regular(cyclic(2)))
-SMALL = {"features_extractor_class": SmallCNN, "net_arch": []}
-CASES: dict[str, tuple[spaces.Box, Symmetry, Any, Any, dict[str, Any]]] = {
-    "MLP, C2": (spaces.Box(-1, 1, (4,), np.float32), MIRROR, PlainMlp, MlpPolicy, {"net_arch": [256, 256]}),
-    "small CNN 9x9, C4": (spaces.Box(0, 255, (3, 9, 9), np.uint8), TURN, PlainCnn, CnnPolicy, SMALL),
-    "NatureCNN 84x84, C4": (spaces.Box(0, 255, (4, 84, 84), np.uint8), TURN, PlainCnn, CnnPolicy, {}),
-}
-
-
-def looped(net: Any, x: torch.Tensor) -> torch.Tensor:
-    """Equitune as published code writes it: a loop over elements."""
-    symmetry = net.symmetry
-    elements = range(len(symmetry.group))
-    branches = [symmetry.action(symmetry.group.inverse(g), net.plain(symmetry.observation(g, x))) for g in elements]
-    return torch.stack(branches).mean(0)
+FOLDER = Path(__file__).resolve().parent
+PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy", "escnn", "sbx-rl", "jax")
 
 
-def update(forward: Callable[[torch.Tensor], torch.Tensor], net: Any, x: torch.Tensor) -> Callable[[], None]:
-    """Return one step of learning: a forward without gradients, one with, and the optimizer."""
-    optimizer = torch.optim.Adam(net.parameters(), fused=True)
+class Rate(ProgressColumn):
+    """Samples a second."""
 
-    def step() -> None:
-        with torch.no_grad():
-            target = forward(x)
-        loss = torch.nn.functional.smooth_l1_loss(forward(x), target + 1)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
+    def render(self, task: Task) -> Text:
+        return Text("-/s" if task.speed is None else f"{task.speed:.1f}/s")
 
 
-def acting(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], None]:
-    """Return one forward without gradients."""
+def wanted(case: Case, arms: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of group and arm; the group of those without one is empty."""
+    pairs = []
+    for arm in (ARMS[name] for name in ARMS if name in arms):
+        groups = [g for g in case.groups if g != "C1" or arm.alone] if arm.grouped else [""]
+        pairs += [(g, arm.name) for g in groups if not arm.only or (case.name, g) in arm.only]
+    return pairs
 
-    def step() -> None:
-        with torch.no_grad():
-            forward(x)
 
-    return step
-
-
-def times(arms: dict[str, Callable[[], None]], repetitions: int, seconds: float) -> dict[str, list[float]]:
-    """Return seconds a call of each arm, one figure a repetition, the arms taking turns."""
+def measure(case: Case, device: str, arms: Sequence[str], settings: Settings, bar: Progress) -> list[dict[str, Any]]:
+    """Return a row for each arm of a case: all samples, or the reason why there are none."""
+    task, wait = bar.tasks[0].id, waiter(device)
+    ticks = len(measure_names(settings.batches)) * (settings.repeat + 1)
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    agents: dict[tuple[str, str], Agent] = {}
+    for group, name in wanted(case, arms):
+        bar.update(task, description=f"{case.name}: making {group} {name}")
+        symmetry = case.groups[group]() if group else None
+        row: dict[str, Any] = {
+            "device": device,
+            "case": case.name,
+            "network": case.network,
+            "group": group,
+            "arm": name,
+        }
+        rows[group, name] = row = row | {"order": len(symmetry.group) if symmetry else 1}
+        try:
+            agents[group, name] = ARMS[name].make(case, symmetry, device, settings.quick)
+        except UnavailableError as error:
+            row["reason"] = str(error)
+            bar.update(task, total=(bar.tasks[0].total or 0) - ticks)
+    buffer = filled_buffer(agents["", PLAIN])
+    seen = observations(agents["", PLAIN].model.observation_space, settings.batches)
     calls = {}
-    for name, arm in arms.items():
-        arm()
-        started = time.perf_counter()
-        arm()
-        calls[name] = max(1, int(seconds / (time.perf_counter() - started)))
-    found: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(repetitions):
-        for name, arm in arms.items():
-            started = time.perf_counter()
-            for _ in range(calls[name]):
-                arm()
-            found[name].append((time.perf_counter() - started) / calls[name])
+    for key, agent in agents.items():
+        agent.model.replay_buffer = buffer
+        rows[key] |= {"parameters": agent.parameters, "flops": None, "peak_bytes": None, "samples": {}}
+        if agent.in_torch:
+            rows[key]["flops"] = flops(agent)
+            rows[key]["peak_bytes"] = peak_bytes(agent, settings.memory_batch, device)
+        calls[key] = calls_of(agent, case, settings, seen)
+    for name in measure_names(settings.batches):
+        bar.update(task, description=f"{case.name}: {name}")
+        one = {key: each[name] for key, each in calls.items()}
+        for key, samples in interleaved(one, settings, wait, lambda: bar.advance(task)).items():
+            rows[key]["samples"][name] = samples
+    return list(rows.values())
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Return what the figures depend on beside the code."""
+    found = {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": threads, "system": platform.system()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    found["python"] = platform.python_version()
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
     return found
 
 
-def measure(repetitions: int, seconds: float) -> list[dict[str, Any]]:
-    """Return a row for each case, batch size and kind of work."""
-    rows = []
-    work = [(case, batch, kind) for case in CASES for batch, kind in ((1, "act"), (32, "update"), (128, "update"))]
-    for case, batch, kind in track(work, console=Console(stderr=True), description="measuring"):
-        space, symmetry, plain_class, ours_class, kwargs = CASES[case]
-        actions = spaces.Discrete(len(symmetry.group))
-        plain = plain_class(space, actions, lambda _: 1e-4, **kwargs).q_net
-        ours = ours_class(space, actions, lambda _: 1e-4, symmetry=symmetry, method="equitune", **kwargs).q_net
-        x = torch.as_tensor(np.stack([space.sample() for _ in range(batch)]))
-        forwards = {"plain": plain, "equitune": ours, "loop": lambda x, net=ours: looped(net, x)}
-        if kind == "act":
-            arms = {name: acting(forward, x) for name, forward in forwards.items()}
-        else:
-            nets = {"plain": plain, "equitune": ours, "loop": ours}
-            arms = {name: update(forward, nets[name], x) for name, forward in forwards.items()}
-        found = times(arms, repetitions, seconds)
-        ratios = {name: np.divide(found[name], found["plain"]) for name in ("equitune", "loop")}
-        row: dict[str, Any] = {"case": case, "work": kind, "batch": batch, "order": len(symmetry.group)}
-        row["plain_ms"] = 1000 * float(np.median(found["plain"]))
-        for name, ratio in ratios.items():
-            row[name] = {"median": float(np.median(ratio)), "min": float(ratio.min()), "max": float(ratio.max())}
-        rows.append(row)
-    return rows
+def cpu_model() -> str:
+    """Return the processor's name, or its architecture where the system does not tell it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
 
 
-def main() -> None:
-    """Measure, print the table, write benchmarks.json."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print tables, write benchmarks.json and benchmarks.md."""
+    cases, defaults = make_cases(), Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.2, help="how long one repetition of one arm takes")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
-    options = parser.parse_args()
-    rows = measure(options.repetitions, options.seconds)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    table = Table(title=f"time in units of the plain network ({machine})")
-    for column in ("network", "work", "batch", "plain", "equitune", "loop", "forwards (bound)"):
-        table.add_column(column, justify="left" if column in ("network", "work") else "right")
-    for row in rows:
-        ratios = ["{median:.2f} ({min:.2f}-{max:.2f})".format(**row[name]) for name in ("equitune", "loop")]
-        table.add_row(
-            row["case"], row["work"], str(row["batch"]), f"{row['plain_ms']:.2f} ms", *ratios, str(row["order"])
-        )
-    Console(width=120).print(table)
-    options.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), encoding="utf-8")
+    parser.add_argument("--case", action="append", choices=list(cases), help="only this case; may be repeated")
+    parser.add_argument("--arm", action="append", choices=list(ARMS), help="only this arm, beside plain")
+    parser.add_argument("--repeat", type=int, default=defaults.repeat, help="repetitions, of which the spread is shown")
+    parser.add_argument("--seconds", type=float, default=defaults.seconds, help="what a sample takes at least")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--device", action="append", choices=["cpu", "cuda"], help="by default all that are there")
+    parser.add_argument("--quick", action="store_true", help="run everything once or twice, tiny: measures nothing")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="where the two files go")
+    chosen = parser.parse_args(arguments)
+    if min(chosen.repeat, chosen.threads) < 1:
+        parser.error(f"--repeat {chosen.repeat} --threads {chosen.threads}: expected at least 1")
+    if "cuda" in (chosen.device or ()) and not torch.cuda.is_available():
+        parser.error("--device cuda: expected a GPU that torch can use")
+    torch.set_num_threads(chosen.threads)
+    settings = Settings.for_tests() if chosen.quick else Settings(chosen.repeat, chosen.seconds)
+    devices = chosen.device or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+    arms = [PLAIN, *chosen.arm] if chosen.arm else list(ARMS)
+    names = chosen.case or list(cases)
+    ticks = len(measure_names(settings.batches)) * (settings.repeat + 1)
+    rows: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        bar.add_task("", total=len(devices) * ticks * sum(len(wanted(cases[name], arms)) for name in names))
+        for device in devices:
+            for name in names:
+                rows += measure(cases[name], device, arms, settings, bar)
+    found: dict[str, Any] = {"machine": machine(chosen.threads), "settings": asdict(settings), "rows": rows}
+    shown = tables(found)
+    show(shown, Console())
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found | {"tables": [each._asdict() for each in shown]}, indent=1)
+    (chosen.out / "benchmarks.json").write_text(text + "\n", encoding="utf-8")
+    (chosen.out / "benchmarks.md").write_text(markdown(shown, found["machine"]), encoding="utf-8")
 
 
 if __name__ == "__main__":
