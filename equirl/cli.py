@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -138,10 +140,11 @@ def train(
         else:
             settings = settings_of(algo or "dqn", env or "CartPole-v1", overrides, conf_file, seed, device)
         _use_threads(num_threads if num_threads is not None else -1 if settings.env_id.startswith("ALE/") else 1)
-        if resume is not None:
-            result = resume_run(resume, n_timesteps, trusted=trusted)
-        else:
-            result = train_run(settings, log_folder, eval_freq, eval_episodes, save_freq, start=start)
+        with _without_denormals():
+            if resume is not None:
+                result = resume_run(resume, n_timesteps, trusted=trusted)
+            else:
+                result = train_run(settings, log_folder, eval_freq, eval_episodes, save_freq, start=start)
     if as_json:
         return print_json(result)
     print_table(
@@ -295,6 +298,18 @@ def _refuse_changes(ctx: typer.Context, settings: Settings) -> None:
             raise UserError(
                 f"--{option} {value} with --resume: expected -n alone, since the run keeps its {own.get(name, option)}"
             )
+
+
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Let the CPU take numbers below 1e-38 for 0: Adam's averages of idle weights decay there, and slow every step."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _use_threads(count: int) -> None:

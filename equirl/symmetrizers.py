@@ -78,11 +78,12 @@ class Symmetrizer(nn.Module, ABC):
         views = self.input.orbit(x)
         y = f(_map(views, lambda view: view.flatten(0, 1)))
         y, features = y if isinstance(y, tuple) else (y, None)
-        n = len(self.input.group)
-        outputs = _map(y, lambda part: part.unflatten(0, (n, -1)))
-        return Branches(
-            outputs, self.output.undo(outputs), None if features is None else features.unflatten(0, (n, -1)), views
-        )
+        outputs = _map(y, self._rows)
+        return Branches(outputs, self.output.undo(outputs), None if features is None else self._rows(features), views)
+
+    def _rows(self, y: Tensor) -> Tensor:
+        """Return what f made of stacked views, (G * B, ...), as (G, B, ...)."""
+        return y.view(len(self.input.group), -1, *y.shape[1:]) if len(y) else y.unflatten(0, (len(self.input.group), 0))
 
     def forward(self, f: Function, x: Any) -> Any:
         """Return f_G(x), shape (B, ...)."""

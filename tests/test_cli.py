@@ -11,12 +11,14 @@ from typing import Any
 import gymnasium as gym
 import imageio.v3 as imageio
 import pytest
+import torch
 import yaml
 
 from equirl import cli, evaluation, training
 from equirl.callbacks import ProgressCallback
 from equirl.envs import ENTRIES
 from equirl.envs.catalogue import VERDICTS
+from equirl.errors import UserError
 from equirl.symmetry import Symmetry
 
 QUICK = ["-n", "60", "-P", "learning_starts:30", "-P", "buffer_size:500", "-P", "policy_kwargs:dict(net_arch=[16])"]
@@ -378,3 +380,17 @@ def test_one_environments_symmetry_says_what_each_element_does(equirl):
     given: dict[str, Any] = json.loads(equirl("symmetries", "equirl/GridWorld-v0", "--json").out)
     assert [row["element"] for row in given["elements"]] == [row[0] for row in rows]
     assert len(Symmetry.from_data(given["data"]).group) == 8
+
+
+def test_training_takes_denormal_numbers_for_zero_and_leaves_them_afterwards(monkeypatch, tmp_path, equirl):
+    tiny, seen = torch.tensor(1e-39), []
+
+    def train(*args, **kwargs):
+        seen.append(float(tiny * 1.0))
+        raise UserError("enough")
+
+    monkeypatch.setattr("equirl.training.train", train)
+    assert equirl("train", "--env", "CartPole-v1", "-f", tmp_path).code == 2
+    assert float(tiny * 1.0) > 0
+    if torch.set_flush_denormal(False):  # where the CPU can
+        assert seen == [0.0]
