@@ -65,7 +65,6 @@ def test_quick_run_has_a_row_or_a_reason_for_every_arm_of_every_case(tmp_path, c
         for samples in each["samples"].values():
             assert [len(samples[clock]) for clock in (WALL, CPU)] == [repeat, repeat]
             assert min(samples[WALL]) > 0
-    assert {order for _, group, _ in rows for order in [rows["GridWorld", group, "loop"]["order"] if group else 1]}
     assert {each["order"] for each in found["rows"]} == {1, 2, 4, 8}
     assert {"cpu", "cores", "threads", "python", "torch", "stable-baselines3"} <= set(found["machine"])
     page = (tmp_path / "new" / "benchmarks.md").read_text(encoding="utf-8")
@@ -73,7 +72,7 @@ def test_quick_run_has_a_row_or_a_reason_for_every_arm_of_every_case(tmp_path, c
     assert max(map(len, out.splitlines())) <= 100
     for text in (page, out):
         assert "CartPole (MLP 256x256) on cpu: rates, plain = 1, more is better" in text
-        assert "GridWorld C4 native, update 32 against escnn" in " ".join(text.split()) or text is out
+        assert all(goal.name.split(",")[0] in text for goal in GOALS)
     assert page.count("| C4 equitune |") == 10  # five tables of two cases
     assert [each["title"] for each in found["tables"]][-1].startswith("goals")
 
@@ -167,7 +166,7 @@ def _take(taken: list[str], name: str, calls: int) -> None:
 def test_arms_take_turns():
     taken: list[str] = []
     settings = Settings(repeat=3, seconds=0.0)
-    arms = {name: (partial(_take, taken, name), 1) for name in "abc"}
+    arms: dict[Any, Any] = {name: (partial(_take, taken, name), 1) for name in "abc"}
     found = interleaved(arms, settings, lambda _: None)
     rounds = ["".join(taken[i : i + 3]) for i in range(0, 12, 3)]
     assert rounds == ["abc", "abc", "bca", "cab"]  # the first warms up

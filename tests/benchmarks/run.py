@@ -69,14 +69,8 @@ def measure(case: Case, device: str, arms: Sequence[str], settings: Settings, ba
     for group, name in wanted(case, arms):
         bar.update(task, description=f"{case.name}: making {group} {name}")
         symmetry = case.groups[group]() if group else None
-        row: dict[str, Any] = {
-            "device": device,
-            "case": case.name,
-            "network": case.network,
-            "group": group,
-            "arm": name,
-        }
-        rows[group, name] = row = row | {"order": len(symmetry.group) if symmetry else 1}
+        row: dict[str, Any] = {"device": device, "case": case.name, "network": case.network, "group": group}
+        rows[group, name] = row = row | {"arm": name, "order": len(symmetry.group) if symmetry else 1}
         try:
             agents[group, name] = ARMS[name].make(case, symmetry, device, settings.quick)
         except UnavailableError as error:

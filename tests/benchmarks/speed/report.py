@@ -45,9 +45,8 @@ def tables(found: Mapping[str, Any]) -> list[Shown]:
                 [_size(row, plain) for row in chosen],
             ),
         ]
-    missing: list[tuple[str, ...]] = [
-        (row["device"], row["case"], label(row), row["reason"]) for row in rows if "reason" in row
-    ]
+    lost = [row for row in rows if "reason" in row]
+    missing: list[tuple[str, ...]] = [(row["device"], row["case"], label(row), row["reason"]) for row in lost]
     if missing:
         result.append(Shown("not measured", ("device", "case", "arm", "reason"), missing))
     return [*result, goals(rows)]
