@@ -83,7 +83,9 @@ def test_one_case_and_arm_keep_plain_beside_them(tmp_path, capsys):
     assert [(each["group"], each["arm"]) for each in found["rows"]] == [("", PLAIN), ("C1", "loop"), ("C2", "loop")]
 
 
-@pytest.mark.parametrize("wrong", [["--repeat", "0"], ["--threads", "0"], ["--case", "Chess"], ["--arm", "magic"]])
+@pytest.mark.parametrize(
+    "wrong", [["--repeat", "0"], ["--threads", "0"], ["--batch", "0"], ["--case", "Chess"], ["--arm", "magic"]]
+)
 def test_wrong_options_are_refused(wrong, capsys):
     with pytest.raises(SystemExit) as left:
         run.main(wrong)

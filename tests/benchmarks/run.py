@@ -124,17 +124,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arm", action="append", choices=list(ARMS), help="only this arm, beside plain")
     parser.add_argument("--repeat", type=int, default=defaults.repeat, help="repetitions, of which the spread is shown")
     parser.add_argument("--seconds", type=float, default=defaults.seconds, help="what a sample takes at least")
+    parser.add_argument("--batch", type=int, action="append", help="only this batch size, beside one observation")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--device", action="append", choices=["cpu", "cuda"], help="by default all that are there")
     parser.add_argument("--quick", action="store_true", help="run everything once or twice, tiny: measures nothing")
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="where the two files go")
     chosen = parser.parse_args(arguments)
-    if min(chosen.repeat, chosen.threads) < 1:
-        parser.error(f"--repeat {chosen.repeat} --threads {chosen.threads}: expected at least 1")
+    for option, least in (("repeat", chosen.repeat), ("threads", chosen.threads), ("batch", min(chosen.batch or [1]))):
+        if least < 1:
+            parser.error(f"--{option} {least}: expected at least 1")
     if "cuda" in (chosen.device or ()) and not torch.cuda.is_available():
         parser.error("--device cuda: expected a GPU that torch can use")
     torch.set_num_threads(chosen.threads)
-    settings = Settings.for_tests() if chosen.quick else Settings(chosen.repeat, chosen.seconds)
+    batches = tuple(chosen.batch) if chosen.batch else defaults.batches
+    settings = Settings.for_tests() if chosen.quick else Settings(chosen.repeat, chosen.seconds, batches)
     devices = chosen.device or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
     arms = [PLAIN, *chosen.arm] if chosen.arm else list(ARMS)
     names = chosen.case or list(cases)

@@ -26,7 +26,7 @@ class Settings:
     """How much of everything."""
 
     repeat: int = 5
-    seconds: float = 0.2  # that one sample of a call takes, or a single call where that is longer
+    seconds: float = 0.1  # that one sample of a call takes, or a single call where that is longer
     batches: tuple[int, ...] = (32, 64, 128, 512)
     steps: float = 1.0  # of learn(), as a factor of the case's
     memory_batch: int = 128
@@ -96,9 +96,9 @@ def timed(call: Callable[[int], Any], n: int, wait: Callable[[Any], None]) -> tu
 
 def repeats(call: Callable[[int], Any], seconds: float, wait: Callable[[Any], None]) -> int:
     """Return how many calls fill so many seconds, after a call that warms up."""
+    wait(call(1))
     if not seconds:
         return 1
-    wait(call(1))
     return max(1, int(seconds / max(timed(call, 1, wait)[0], 1e-9)))
 
 
@@ -112,7 +112,8 @@ def interleaved(
     counts = {}
     for key, (call, n) in arms.items():
         counts[key] = n or repeats(call, settings.seconds, wait)
-        wait(call(counts[key]))  # JAX compiles a loop of n steps anew for each n
+        if n or counts[key] > 1:  # one call has warmed up already, but JAX compiles a loop of n anew for each n
+            wait(call(counts[key]))
         advance()
     found: dict[Any, dict[str, list[float]]] = {key: {WALL: [], CPU: []} for key in arms}
     keys = list(arms)
