@@ -44,7 +44,7 @@ def observed(case: str, batch: int) -> torch.Tensor:
 
 
 def row(arm: str = "equitune", group: str = "C4", order: int = 4, **samples: list[float]) -> dict[str, Any]:
-    taken = {name.replace("_", " "): {WALL: each, CPU: [2 * x for x in each]} for name, each in samples.items()}
+    taken = {name.replace("_", " "): {WALL: each, CPU: [order * x for x in each]} for name, each in samples.items()}
     found = {"device": "cpu", "case": "GridWorld", "network": "net", "group": group, "arm": arm, "order": order}
     return found | {"samples": taken, "parameters": 10, "flops": 100, "peak_bytes": 1000}
 
@@ -187,7 +187,7 @@ def test_tables_show_the_documented_ratios():
     assert rates.rows == [("plain", "1/s", "1/s"), ("C4 equitune", "0.50 0.25-1.00", "0.33 0.33-0.33")]
     assert times.rows[0] == ("plain", "500 ms", "500 ms", "500 ms")
     assert times.rows[1] == ("C4 equitune", *["2.00 2.00-2.00"] * 3)
-    assert cpu.rows[1] == ("C4 equitune", "2.00", "3.00", "2.00", "2.00", "2.00")
+    assert cpu.rows[1] == ("C4 equitune", "8.00", "12.0", "8.00", "8.00", "8.00")
     assert bound.rows[1] == ("C4 equitune", "0.50", "0.75", "0.50", "0.50", "0.50")
     assert size.rows[1] == ("C4 equitune", "20 (2.00)", "-", "0.0 MiB (3.00)")
     assert missing.rows == [("cpu", "GridWorld", "C4 escnn", "not installed")]
