@@ -162,8 +162,9 @@ class acting(AbstractContextManager[None]):
     """While actions are chosen: layers find out faster that their weights are as they were.
 
     Everywhere else they compare every bit, since SB3 updates target networks through ``.data``, which the version of a
-    tensor does not count. Inside, they compare the version and some of the bits: optimisers, `load_state_dict`, moves
-    and writes to whole tensors are seen, while a write through ``.data`` to a few entries alone would not be.
+    tensor does not count, and neither does it count fused optimizers' steps. Inside, they compare the version and some
+    of the bits, which tells whatever writes to whole tensors; a write through ``.data`` to a few entries alone is not
+    seen. The policies of equirl stay outside.
 
     >>> with torch.inference_mode(), acting():
     ...     pass

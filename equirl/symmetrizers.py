@@ -83,7 +83,8 @@ class Symmetrizer(nn.Module, ABC):
 
     def _rows(self, y: Tensor) -> Tensor:
         """Return what f made of stacked views, (G * B, ...), as (G, B, ...)."""
-        return y.view(len(self.input.group), -1, *y.shape[1:]) if len(y) else y.unflatten(0, (len(self.input.group), 0))
+        n = len(self.input.group)
+        return y.view(n, len(y) // n, *y.shape[1:])
 
     def forward(self, f: Function, x: Any) -> Any:
         """Return f_G(x), shape (B, ...)."""
