@@ -271,19 +271,10 @@ class SymmetricActorCriticPolicy(SymmetricPolicy):
         return self.acting.element_weights(obs)
 
     def make_actor(self, features_extractor: Any = None) -> Any:
-        return self._make(self.actor_class, self.actor_kwargs, features_extractor)
+        return self._make(self.actor_class, self._update_features_extractor(self.actor_kwargs, features_extractor))
 
     def make_critic(self, features_extractor: Any = None) -> Any:
-        return self._make(SymmetricCritic, self.critic_kwargs, features_extractor)
-
-    def _make(self, network: Callable[..., SymmetricNet], arguments: dict[str, Any], features_extractor: Any) -> Any:
-        """Return a new network with its own symmetrizer, and its own features extractor unless one is given."""
-        return network(
-            symmetry=self.symmetry,
-            method=self.method,
-            symmetrizer_kwargs=self.symmetrizer_kwargs,
-            **self._update_features_extractor(arguments, features_extractor),
-        ).to(self.device)
+        return self._make(SymmetricCritic, self._update_features_extractor(self.critic_kwargs, features_extractor))
 
     def _build(self, lr_schedule: Schedule) -> None:
         _check_action(self.symmetry.action)

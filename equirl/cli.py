@@ -39,6 +39,7 @@ from equirl.errors import UserError
 from equirl.symmetrizers import METHODS, NATIVE
 
 if TYPE_CHECKING:
+    from equirl.loading import Found
     from equirl.runs import Settings
 
 app = typer.Typer(
@@ -114,7 +115,6 @@ def train(
     from equirl.config import parse_overrides
     from equirl.conversion import start_from, with_overrides
     from equirl.folders import read_settings
-    from equirl.loading import find_agent
     from equirl.runs import settings_of
     from equirl.training import resume as resume_run
     from equirl.training import train as train_run
@@ -133,8 +133,7 @@ def train(
         elif trained_agent is not None:
             if conf_file is not None:
                 raise UserError(f"--conf-file {conf_file} with --trained-agent: expected the agent's own, and -P")
-            found = find_agent(trained_agent, env, algo, trust, gym_packages or ())
-            print_notes(found.notes)
+            found = _opened(trained_agent, env, algo, trust, gym_packages)
             settings = replace(with_overrides(found, overrides, seed), device=device)
             start = start_from(found, settings)
         else:
@@ -175,12 +174,9 @@ def evaluate(
 ) -> None:
     """Measure an agent's return under its own method, or under each on the same episodes, and recommend one."""
     from equirl.evaluation import compare_methods, methods_for
-    from equirl.loading import find_agent
 
     with quiet_libraries():
-        import_modules(gym_packages)
-        found = find_agent(model, env, algo, trust, gym_packages or ())
-        print_notes(found.notes)
+        found = _opened(model, env, algo, trust, gym_packages)
         trained = found.settings.method
         result = compare_methods(found, methods_for(methods or trained, trained), episodes)
     if len(found.settings.symmetry.group) == 1 and len(result["methods"]) > 1:
@@ -221,12 +217,9 @@ def enjoy(
 ) -> None:
     """Let an agent play, in a window or on film."""
     from equirl.films import play
-    from equirl.loading import find_agent
 
     with quiet_libraries():
-        import_modules(gym_packages)
-        found = find_agent(model, env, algo, trust, gym_packages or ())
-        print_notes(found.notes)
+        found = _opened(model, env, algo, trust, gym_packages)
         result = play(found, episodes, video, n_timesteps, seed)
     if as_json:
         return print_json(result)
@@ -252,12 +245,9 @@ def wrap(
 ) -> None:
     """Make a trained agent equivariant: the same weights, no training."""
     from equirl import conversion
-    from equirl.loading import find_agent
 
     with quiet_libraries():
-        import_modules(gym_packages)
-        found = find_agent(model, env, algo, trust, gym_packages or ())
-        print_notes(found.notes)
+        found = _opened(model, env, algo, trust, gym_packages)
         result = conversion.wrap(found, symmetry, method, output)
     if as_json:
         return print_json(result)
@@ -276,6 +266,16 @@ def wrap(
 
 for command in (symmetry_commands.symmetries, symmetry_commands.check, symmetry_commands.discover):
     app.command()(command)
+
+
+def _opened(model: str | Path, env: str | None, algo: str | None, trust: bool, packages: list[str] | None) -> Found:
+    """Return the agent that a command names, with the packages of the user imported and the notes on it printed."""
+    from equirl.loading import find_agent
+
+    import_modules(packages)
+    found = find_agent(model, env, algo, trust, packages or ())
+    print_notes(found.notes)
+    return found
 
 
 def _number(value: float) -> str:

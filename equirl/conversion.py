@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from equirl.agents.wrapping import OURS, check_weights, copy_parameters, symmetrize_model
-from equirl.archives import read_archive
 from equirl.errors import UserError
 from equirl.evaluation import finite, observations
 from equirl.folders import write_settings, zoo_name
@@ -116,10 +115,9 @@ def wrap(found: Found, symmetry: str | Mapping[str, Any] | None, method: str, ou
         raise UserError(f"{str(output)!r} exists: expected a path that is free")
     settings = with_overrides(found, {"method": method} | ({} if symmetry is None else {"symmetry": symmetry}))
     agent = agent_of(found, optimizers=True)
-    data = read_archive(found.weights).data
     for name, kind in _COUNTERS.items():
-        if hasattr(agent, name) and type(data.get(name)) is kind:
-            setattr(agent, name, data[name])
+        if hasattr(agent, name) and type(found.archive.data.get(name)) is kind:
+            setattr(agent, name, found.archive.data[name])
     model = symmetrize_model(agent, settings.hyperparameters["symmetry"], method, **_options(settings))
     model.policy.set_training_mode(False)
     seen = model.policy.obs_to_tensor(observations(model, settings))[0]

@@ -28,17 +28,22 @@ class Found:
 
     Attributes:
         settings: how it was trained, and the symmetry and method it has.
-        weights: its zip.
+        archive: what its zip holds.
         notes: what was assumed, or left unread; a sentence each.
         trust: whether the zip is unpickled, which runs what its author put there.
         folder: the run folder around the zip, if there is one.
     """
 
     settings: Settings
-    weights: Path
+    archive: Archive
     notes: list[str] = field(default_factory=list)
     trust: bool = False
     folder: Path | None = None
+
+    @property
+    def weights(self) -> Path:
+        """Its zip."""
+        return self.archive.path
 
 
 def find_agent(
@@ -69,7 +74,7 @@ def find_agent(
         current_id(env_id)
     folder = _folder_of(given)
     if folder is None:
-        return _lone(given, env_id, algo, trust, trusted)
+        return _lone(read_archive(given), env_id, algo, trust, trusted)
     [args_file] = folder.glob("*/args.yml")
     config = read_yaml(args_file.with_name("config.yml"))
     if isinstance(config, dict) and {"symmetry", "method"} <= config.keys():
@@ -86,18 +91,19 @@ def find_agent(
         raise UserError(f"no weights at {str(weights)!r}: expected the zip that training writes there")
     archive = read_archive(weights)
     if method_of(archive) not in (None, settings.method):  # another agent's, put into this folder
-        return _lone(given, env_id or settings.env_id, algo or settings.algo, trust, trusted)
+        return _lone(archive, env_id or settings.env_id, algo or settings.algo, trust, trusted)
     settings, more = _statistics(settings, args_file.parent, trust)
     _check_sizes(archive, settings)
-    return Found(settings, weights, [*notes, *more, *_notes(archive, trust)], trust, folder)
+    return Found(settings, archive, [*notes, *more, *_notes(archive, trust)], trust, folder)
 
 
-def _lone(path: Path, env_id: str | None, algo: str | None, trust: bool, trusted: Collection[str] | None) -> Found:
+def _lone(
+    archive: Archive, env_id: str | None, algo: str | None, trust: bool, trusted: Collection[str] | None
+) -> Found:
     """Return what a zip tells with nothing around it."""
-    archive = read_archive(path)
     settings, notes = lone_settings(archive, env_id, algo, trusted)
     _check_sizes(archive, settings)
-    return Found(settings, path, [*notes, *_notes(archive, trust)], trust)
+    return Found(settings, archive, [*notes, *_notes(archive, trust)], trust)
 
 
 def _notes(archive: Archive, trust: bool) -> list[str]:
@@ -161,7 +167,7 @@ def agent_of(found: Found, optimizers: bool = False) -> Any:
     if found.trust:
         return _unpickled(found, model)
     try:
-        load_parameters(model, read_archive(found.weights), optimizers=optimizers)
+        load_parameters(model, found.archive, optimizers=optimizers)
     except UserError as error:
         said = str(error)
         raise UserError(said if said.startswith(str(found.weights)) else f"{found.weights}: {said}") from None

@@ -20,6 +20,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
+from equirl import symmetrize
 from equirl.conversion import wrap
 from equirl.errors import UserError
 from equirl.evaluation import compare_methods
@@ -220,6 +221,14 @@ def test_a_zip_of_another_agent_in_a_run_folder_is_what_it_is(zoo):
     assert find_agent(zoo / "CartPole-v1.zip").settings.method == "identity"
     found = find_agent(zoo / "zero.zip").settings.hyperparameters
     assert (found["learning_rate"], found["train_freq"]) == ("lin_0.002", 16)
+
+
+def test_a_folder_whose_config_names_another_method_than_its_zip_is_the_zips(plain, tmp_path):
+    wrapped = symmetrize(plain, "CartPole-v1", "equitune")
+    said = {**NET, "method": "identity", "symmetry": "none"}  # as RL Zoo leaves it after resuming with other settings
+    found = find_agent(run_of_zoo(tmp_path, wrapped, policy_kwargs=said))
+    assert (found.settings.method, str(found.settings.symmetry.group)) == ("equitune", "C2")
+    assert agent_of(found).policy.method == "equitune"
 
 
 def test_no_agent_is_one_line(tmp_path, ours, zoo):
