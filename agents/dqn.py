@@ -1,6 +1,6 @@
 """Equivariant policies for SB3's own DQN, under SB3's own names.
 
-    from stable_baselines3 import DQN
+    from stable_baselines3 import DQN  # or from equirl.agents.dqn, which learns the same in less time
     from equirl.agents.dqn import MlpPolicy
     model = DQN(MlpPolicy, "CartPole-v1", policy_kwargs=dict(symmetry="CartPole-v1", method="equitune"))
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from stable_baselines3.dqn import policies as sb3
 
+from equirl.agents.rounds import DQN as DQN
 from equirl.agents.symmetric import DictPolicy, PicturePolicy
 from equirl.agents.values import SymmetricValuePolicy, SymmetricValues
 

@@ -9,7 +9,7 @@ import gymnasium as gym
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import Tensor, nn
 
 from equirl.errors import UserError
@@ -128,6 +128,22 @@ def default_cnn(observation_space: gym.Space[Any], normalized_image: bool = Fals
             "normalize_images=False in policy_kwargs for pictures that are scaled already"
         )
     return NatureCNN
+
+
+def layers_of(extractor: nn.Module) -> list[nn.Module] | None:
+    """Return the layers that an extractor is a chain of, None where it is something else.
+
+    >>> import numpy as np
+    >>> [type(layer).__name__ for layer in layers_of(FlattenExtractor(spaces.Box(0, 1, (3,))))]
+    ['Flatten']
+    """
+    if type(extractor) is FlattenExtractor:
+        return [extractor.flatten]
+    if type(extractor) is SmallCNN:
+        return [*extractor.cnn]
+    if type(extractor) is NatureCNN:
+        return [*extractor.cnn, *extractor.linear]
+    return None
 
 
 def _picture(space: gym.Space[Any]) -> tuple[int, int, int]:

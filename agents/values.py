@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 from gymnasium import spaces
@@ -11,10 +11,12 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from equirl._chains import Chain, hooked
+from equirl.agents.extractors import layers_of
 from equirl.agents.native import Native, NativeExtractor, native_head, width_in
 from equirl.agents.symmetric import Measured, SymmetricNet, SymmetricPolicy
 from equirl.errors import UserError
-from equirl.symmetrizers import NATIVE, Equizero, make_symmetrizer
+from equirl.symmetrizers import NATIVE, Equizero, Identity, make_symmetrizer
 from equirl.symmetry import Symmetry
 
 
@@ -42,6 +44,7 @@ class SymmetricValues(SymmetricNet):
             if method == NATIVE
             else make_symmetrizer(method, *moves, features_dim=width, **options)
         )
+        self._chained: tuple[list[nn.Module], Chain | None] = ([], None)
         self._selector: tuple[SymmetricValues, ...] = ()  # a tuple, so that torch does not take it for a part of this
 
     head_name: ClassVar[str]  # what SB3 calls the layers behind the features extractor
@@ -102,11 +105,25 @@ class SymmetricValues(SymmetricNet):
 
     def values_and_features(self, movable: PyTorchObs) -> tuple[Tensor, Tensor]:
         """Return plain outputs and the activations before the last layer, shape (B, D)."""
+        chain = self.chain()
+        if chain is not None:
+            values, features = chain(cast("Tensor", self.readable(movable)))
+            return self._shaped(values), features
         features = self.features(movable)
         *hidden, last = self.head
         for layer in hidden:
             features = layer(features)
         return self._shaped(last(features)), features
+
+    def chain(self) -> Chain | None:
+        """Return all layers as one function where they are plain ones in a row, but for the identity, which is SB3."""
+        extractor = cast("nn.Module", self.features_extractor)
+        if self.method == Identity.method or hooked(extractor):
+            return None
+        layers = [*(layers_of(extractor) or [extractor]), *self.head]
+        if self._chained[0] != layers:  # this is the first call, or some were exchanged
+            self._chained = layers, Chain.of(layers)
+        return self._chained[1]
 
     def select_by(self, other: SymmetricValues) -> None:
         """Let another network choose equizero's views while this one fills them (as double Q-learning does)."""
@@ -172,11 +189,10 @@ class SymmetricValuePolicy(SymmetricPolicy):
     def element_weights(self, obs: PyTorchObs) -> Tensor:
         return self.acting.element_weights(obs)
 
-    def _make(self, network: Callable[..., SymmetricValues], arguments: Mapping[str, Any]) -> Any:
-        """Return a new network with its own features extractor and symmetrizer."""
-        return network(
-            symmetry=self.symmetry, method=self.method, symmetrizer_kwargs=self.symmetrizer_kwargs, **arguments
-        ).to(self.device)
+    def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> Tensor:
+        net = self.nets[0]
+        outputs = net(observation) if hooked(net) else net.forward(observation)
+        return net.action_values(outputs).argmax(1)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Return a new features extractor."""

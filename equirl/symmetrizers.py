@@ -145,18 +145,22 @@ class Equitune(Symmetrizer):
     def forward(self, f: Function, x: Any) -> Any:
         if self.training and self.orbit_samples is not None:
             return self._sampled(f, x, self.orbit_samples)
-        return _map(self.branches(f, x).undone, lambda part: part.mean(0))
+        y = f(_map(self.input.orbit(x), lambda view: view.flatten(0, 1)))  # what `branches` does, by a shorter way
+        undone = self.output.undo(_map(y[0] if isinstance(y, tuple) else y, self._rows))
+        return _map(undone, lambda part: part.mean(0))
 
     def _sampled(self, f: Function, x: Any, k: int) -> Any:
         """Return the mean over k views of each x."""
-        first, group = next(iter(x.values())) if isinstance(x, dict) else x, self.input.group
-        draws = torch.rand(len(first), len(group), device=first.device)
-        elements = draws.topk(k, dim=1).indices.T.reshape(-1)  # k elements a row, each as likely as the others
-        views = self.input(elements, _map(x, lambda part: part.repeat(k, *[1] * (part.ndim - 1))))
-        y = f(views)
-        inverses = torch.tensor(group.inverses, device=first.device)[elements]
+        first = next(iter(x.values())) if isinstance(x, dict) else x
+        elements = self.drawn(len(first), k, first.device).reshape(-1)
+        y = f(self.input(elements, _map(x, lambda part: part.repeat(k, *[1] * (part.ndim - 1)))))
+        inverses = torch.tensor(self.input.group.inverses, device=first.device)[elements]
         undone = self.output(inverses, y[0] if isinstance(y, tuple) else y)
         return _map(undone, lambda part: part.unflatten(0, (k, -1)).mean(0))
+
+    def drawn(self, count: int, k: int, device: torch.device) -> Tensor:
+        """Return k elements for each of `count` inputs, each as likely as the others, none twice, shape (k, count)."""
+        return torch.rand(count, len(self.input.group), device=device).topk(k, dim=1).indices.T
 
 
 class LambdaEquitune(Symmetrizer):
@@ -316,13 +320,7 @@ def symmetrize_module(
 ) -> Symmetrized:
     """Return a torch module made equivariant, without retraining; its weights are shared, not copied.
 
-    Args:
-        module: any module from (B, ...) to (B, ...), or to (y, features).
-        method: one of `METHODS`.
-        input: how the group moves inputs.
-        output: how the same group moves outputs.
-        features_dim: the number of features, for ``method="lambda"``.
-        options: further arguments of the method, such as ``score="entropy"`` for equizero.
+    The module maps (B, ...) to (B, ...) or to (y, features); all else is as in `make_symmetrizer`.
     """
     return Symmetrized(module, make_symmetrizer(method, input, output, features_dim, **options))
 

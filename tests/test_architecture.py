@@ -25,7 +25,7 @@ MAY_IMPORT["agents"] = {*CORE, "agents"}
 # Files that share a layer. A file of no layer is on top: it may import all, and no layer may import it.
 LAYER_OF_FILE = dict.fromkeys(("_representation", "grids", "permutations"), "representations")
 LAYER_OF_FILE |= dict.fromkeys(("_maps", "_spaces"), "symmetry")
-LAYER_OF_FILE |= dict.fromkeys(("_expanded", "convolutions", "layers"), "networks")
+LAYER_OF_FILE |= dict.fromkeys(("_chains", "_expanded", "convolutions", "layers"), "networks")
 
 NOT_IN_THE_CORE = {"stable_baselines3", "sb3_contrib", "typer", "rich"}
 TOP_LEVEL = {"equirl", "agents", "envs", "tests", "configs", "docs", ".ci", ".gitignore", "constraints.txt"}
