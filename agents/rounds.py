@@ -76,11 +76,11 @@ class DQN(sb3.DQN):
             parts = (_rows(data.next_observations, slice(start, start + TARGET_ROWS)) for start in starts)
             best = torch.cat([self.q_net_target(part).amax(1, keepdim=True) for part in parts])
             discounts = self.gamma if data.discounts is None else data.discounts
-            return cast("Tensor", data.rewards + (1 - data.dones) * discounts * best)
+            return data.rewards + (1 - data.dones) * discounts * best
 
     def _step(self, obs: PyTorchObs, actions: Tensor, targets: Tensor) -> Tensor:
         """Take a gradient step as SB3 does, and return the errors before it, shape (B, 1)."""
-        values = self.q_net(obs).gather(1, actions)
+        values: Tensor = self.q_net(obs).gather(1, actions)
         self.policy.optimizer.zero_grad()
         smooth_l1_loss(values, targets).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)

@@ -447,7 +447,7 @@ def test_q1_is_the_first_of_all(algo, method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("algo", ALGOS)
 def test_features_shared_with_the_actor_learn_from_it_alone(algo, method):
-    smooth = {"activation_fn": nn.Tanh}  # rectifiers may all rest, and pass no gradient
+    smooth = {"activation_fn": torch.nn.Tanh}  # rectifiers may all rest, and pass no gradient
     model = build(algo, "picture", method, {"share_features_extractor": True, **smooth}).learn(14)
     alone = build(algo, "picture", method, smooth).learn(14)
     actor, critic = model.actor, model.critic
