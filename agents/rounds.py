@@ -18,12 +18,11 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
-from torch.optim import Optimizer
 
-from equirl._chains import Chain, backward, forward
+from equirl.agents.compiled import Programs, compiled
+from equirl.agents.orbit_steps import OrbitSteps
 from equirl.agents.values import SymmetricValuePolicy, SymmetricValues
-from equirl.representations import Permutation
-from equirl.symmetrizers import Equitune, Identity
+from equirl.symmetrizers import Identity
 
 MOST_BYTES = 2**26
 """Of the samples that are drawn at once."""
@@ -47,6 +46,19 @@ class DQN(sb3.DQN):
     200
     """
 
+    programs: Programs | None = None
+
+    def compile(self) -> DQN:
+        """Let torch.compile build the gradient step of averaged orbits as one program; return the model.
+
+        It takes a C++ compiler, and seconds before the first step; other steps are taken as they are.
+        """
+        self.programs = {}
+        return self
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "programs"]
+
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         policy = self.policy
         if not isinstance(policy, SymmetricValuePolicy) or policy.double_selection or policy.method == Identity.method:
@@ -61,6 +73,8 @@ class DQN(sb3.DQN):
             targets, actions = self._targets(data), data.actions.long()
             net, obs = cast("SymmetricValues", self.q_net), data.observations
             taken = OrbitSteps.of(net, obs, actions, count, policy.optimizer, self.max_grad_norm)
+            if taken is not None and self.programs is not None:
+                taken = compiled(taken, self.programs)
             for i, y in enumerate(targets.view(count, batch_size, 1)):
                 rows = slice(i * batch_size, (i + 1) * batch_size)
                 errors.append(taken.step(i, y) if taken else self._step(_rows(obs, rows), actions[rows], y))
@@ -88,89 +102,12 @@ class DQN(sb3.DQN):
         return (values - targets).detach()
 
 
-class OrbitSteps:
-    """Gradient steps of equitune's loss where the network is a chain of plain layers, whose gradient is known.
-
-    Q(s, a) = 1/n sum_g f(g s)[g a],    d loss / d f(g s)[g a] = huber'(Q(s, a) - y) / (n B)
-    """
-
-    def __init__(
-        self, net: SymmetricValues, chain: Chain, views: Tensor, actions: Tensor, optimizer: Optimizer, most: float
-    ) -> None:
-        self.net, self.chain, self.views, self.actions = net, chain, views, actions
-        self.weights = chain.weights()
-        self.needed = [False, *(each is not None and each.requires_grad for each in self.weights)]
-        self.learning = [
-            each for each, needed in zip(self.weights, self.needed[1:], strict=True) if each is not None and needed
-        ]
-        self.optimizer, self.most = optimizer, most
-
-    @classmethod
-    def of(
-        cls, net: SymmetricValues, obs: PyTorchObs, actions: Tensor, batches: int, optimizer: Optimizer, most: float
-    ) -> OrbitSteps | None:
-        """Return the steps of these batches, None where autograd has to find their gradients.
-
-        Args:
-            net: the network that learns.
-            obs: of all batches, shape (batches * B, ...).
-            actions: likewise, shape (batches * B, 1).
-            batches: how many there are.
-            optimizer: of the network.
-            most: the largest norm of a gradient, which is clipped to it.
-        """
-        symmetrizer, chain = net.symmetrizer, net.chain()
-        if type(symmetrizer) is not Equitune or chain is None or isinstance(obs, dict):
-            return None
-        movable, output = cast("Tensor", net.movable(obs)), symmetrizer.output
-        if not isinstance(output, Permutation) or not chain.serves(cast("Tensor", net.readable(movable[:1]))):
-            return None
-        moved, k = torch.as_tensor(output.indices), symmetrizer.orbit_samples
-        if k is None:
-            views, actions = symmetrizer.input.orbit(movable), moved[:, actions]
-        else:
-            elements = symmetrizer.drawn(len(movable), k, movable.device)
-            views = torch.stack([symmetrizer.input(row, movable) for row in elements])
-            actions = moved[elements].gather(2, actions.expand(k, -1, 1))
-        return cls(net, chain, _in_batches(views, batches), _in_batches(actions, batches), optimizer, most)
-
-    @torch.no_grad()
-    def step(self, i: int, targets: Tensor) -> Tensor:
-        """Take the gradient step of batch i, and return the errors before it, shape (B, 1)."""
-        actions, steps = self.actions[:, i], self.chain.steps
-        x = cast("Tensor", self.net.readable(self.views[:, i].flatten(0, 1)))
-        y, inputs, shapes = forward(steps, x, self.weights)
-        values = y.view(*actions.shape[:2], -1)
-        errors = values.gather(2, actions).mean(0) - targets
-        slopes = errors.clamp(-1, 1).mul_(1 / (len(actions) * len(errors)))
-        g = torch.zeros_like(values).scatter_(2, actions, slopes.expand(actions.shape))
-        _, *found = backward(steps, shapes, inputs, self.weights, self.needed, g.view(y.shape))
-        gradients = [each for each in found if each is not None]
-        self._descend(gradients)
-        return errors
-
-    def _descend(self, gradients: list[Tensor]) -> None:
-        """Clip gradients as `torch.nn.utils.clip_grad_norm_` does, and let the optimizer step."""
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        scale = self.most / (norm.item() + 1e-6)
-        if not scale >= 1:
-            torch._foreach_mul_(gradients, scale)
-        for weight, gradient in zip(self.learning, gradients, strict=True):
-            weight.grad = gradient
-        self.optimizer.step()
-
-
 def _rounds(gradient_steps: int, batch_size: int, space: spaces.Space[Any]) -> Iterator[int]:
     """Yield how many batches to draw at once, so that they take no more than `MOST_BYTES`."""
     shapes = [each.shape or () for each in (space.values() if isinstance(space, spaces.Dict) else [space])]
     at_once = max(1, MOST_BYTES // (4 * batch_size * sum(map(math.prod, shapes))))
     for start in range(0, gradient_steps, at_once):
         yield min(at_once, gradient_steps - start)
-
-
-def _in_batches(each: Tensor, batches: int) -> Tensor:
-    """Return (n, batches * B, ...) as (n, batches, B, ...)."""
-    return each.view(len(each), batches, -1, *each.shape[2:])
 
 
 def _rows(obs: PyTorchObs, rows: slice) -> PyTorchObs:

@@ -30,11 +30,11 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 
 class Step(NamedTuple):
-    """One layer of a chain, with the rectifier behind it."""
+    """What one layer with weights does, between flattening and the rectifier."""
 
-    layer: nn.Linear | nn.Conv2d
-    rectified: bool
-    flattens: bool  # its input, first
+    places: tuple[Any, ...] | None = None  # stride, padding, dilation and groups of a convolution
+    rectified: bool = False
+    flattens: bool = False  # its input, first
 
 
 class Chain:
@@ -51,7 +51,8 @@ class Chain:
     """
 
     def __init__(self, layers: Sequence[nn.Module], steps: Sequence[Step]) -> None:
-        self.layers, self.steps = list(layers), list(steps)
+        self.layers, self.steps = list(layers), tuple(steps)
+        self.weighted = [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
 
     @classmethod
     def of(cls, layers: Sequence[nn.Module]) -> Chain | None:
@@ -64,23 +65,26 @@ class Chain:
             elif type(layer) is nn.ReLU and steps and not flattens:
                 steps[-1] = steps[-1]._replace(rectified=True)
             elif type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.padding_mode == "zeros"):
-                if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or flattens):
-                    return None
-                steps.append(Step(layer, False, flattens))
+                places = None
+                if isinstance(layer, nn.Conv2d):
+                    places = (layer.stride, layer.padding, layer.dilation, layer.groups)
+                    if flattens or isinstance(layer.padding, str):
+                        return None
+                steps.append(Step(places, False, flattens))
                 flattens = False
             else:
                 return None
-        whole = steps and not flattens and isinstance(steps[-1].layer, nn.Linear) and not steps[-1].rectified
+        whole = steps and not flattens and steps[-1].places is None and not steps[-1].rectified
         return cls(layers, steps) if whole else None
 
     def serves(self, x: Tensor) -> bool:
         """Return whether the chain may stand for its layers on this input."""
         first = self.steps[0]
-        fits = x.ndim == (4 if isinstance(first.layer, nn.Conv2d) else 2) or (first.flattens and x.ndim > 1)
+        fits = x.ndim == (4 if first.places else 2) or (first.flattens and x.ndim > 1)
         return (
             fits
             and x.is_cpu
-            and x.dtype == first.layer.weight.dtype
+            and x.dtype == self.weighted[0].weight.dtype
             and x.dtype in (torch.float32, torch.float64)
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled("cpu")
@@ -107,7 +111,7 @@ class Chain:
 
     def weights(self) -> list[Tensor | None]:
         """Return weight and bias of each step."""
-        return [each for step in self.steps for each in (step.layer.weight, step.layer.bias)]
+        return [each for layer in self.weighted for each in (layer.weight, layer.bias)]
 
 
 class _Chained(torch.autograd.Function):
@@ -134,7 +138,7 @@ class _Chained(torch.autograd.Function):
             return None, *(next(found) if needs else None for needs in needed)
         if g is None:
             assert g_features is not None
-            g = g_features.new_zeros(len(g_features), steps[-1].layer.out_features)
+            g = g_features.new_zeros(len(g_features), len(weights[-2]))
         return None, *backward(steps, ctx.shapes, inputs, weights, needed, g, g_features)
 
 
@@ -147,10 +151,10 @@ def forward(
         shapes.append(x.shape)
         if step.flattens:
             x = x.flatten(1)
-        if isinstance(step.layer, nn.Conv2d):
+        if step.places:
             x = x.contiguous(memory_format=torch.channels_last) if len(x) > FEW_PICTURES else x
             inputs.append(x)
-            x = functional.conv2d(x, cast("Tensor", weight), bias, *_places(step.layer))
+            x = functional.conv2d(x, cast("Tensor", weight), bias, *step.places)
         else:
             inputs.append(x)
             x = _product(x, cast("Tensor", weight).t(), bias)
@@ -183,10 +187,10 @@ def backward(
         step, x, weight = steps[i], inputs[i], cast("Tensor", weights[2 * i])
         on, wanted, wanted_bias = any(needed[: 2 * i + 1]), needed[2 * i + 1], needed[2 * i + 2]
         before: Tensor | None
-        if isinstance(step.layer, nn.Conv2d):
+        if step.places:
             if x.is_contiguous(memory_format=torch.channels_last):
                 g = g.contiguous(memory_format=torch.channels_last)
-            stride, padding, dilation, groups = _places(step.layer)
+            stride, padding, dilation, groups = step.places
             places = (stride, padding, dilation, False, [0, 0], groups)
             sizes = [len(weight)] if wanted_bias else None
             before, moved, found[2 * i + 2] = _aten.convolution_backward(
@@ -209,19 +213,26 @@ def backward(
 
 def _product(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ y + bias of matrices."""
-    large = _ONEDNN and x.dtype == torch.float32 and x.shape[0] * x.shape[1] * y.shape[1] >= LARGE_PRODUCT
-    if large:
-        return cast("Tensor", torch.ops.mkldnn._linear_pointwise(x, y.t(), bias, "none", [], ""))
+    if _ONEDNN and x.dtype == torch.float32 and x.shape[0] * x.shape[1] * y.shape[1] >= LARGE_PRODUCT:
+        by_onednn = torch.ops.equirl.product if torch.compiler.is_compiling() else _onednn_product
+        return cast("Tensor", by_onednn(x, y, bias))
     return x @ y if bias is None else torch.addmm(bias, x, y)
+
+
+def _onednn_product(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    return cast("Tensor", torch.ops.mkldnn._linear_pointwise(x, y.t(), bias, "none", [], ""))
+
+
+# What torch.compile calls as it is: its own way to this kernel is for weights that never change.
+_LIBRARY = torch.library.Library("equirl", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("product(Tensor x, Tensor y, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("product", _onednn_product, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("product", lambda x, y, _: x.new_empty(x.shape[0], y.shape[1]), "Meta")  # type: ignore[no-untyped-call]
 
 
 def _outer(g: Tensor, x: Tensor) -> Tensor:
     """Return g^T x, shape (outputs, inputs); MKL is slow where there are few columns, not where there are few rows."""
     return (x.t() @ g).t().contiguous() if x.shape[1] <= FEW_INPUTS else _product(g.t(), x)
-
-
-def _places(layer: nn.Conv2d) -> tuple[Any, Any, Any, int]:
-    return layer.stride, layer.padding, layer.dilation, layer.groups
 
 
 def hooked(layer: nn.Module) -> bool:

@@ -100,6 +100,9 @@ def train(
         int | None, typer.Option("--num-threads", help="Torch's threads; 1 if not given, all for Atari; -1 for all.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
+    compile_steps: Annotated[
+        bool, typer.Option("--compile", help="Let torch.compile build dqn's gradient step; takes a C++ compiler.")
+    ] = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on in this run folder from its last checkpoint.")
     ] = None,
@@ -138,12 +141,15 @@ def train(
             start = start_from(found, settings)
         else:
             settings = settings_of(algo or "dqn", env or "CartPole-v1", overrides, conf_file, seed, device)
+        if compile_steps and (settings.algo, settings.method) != ("dqn", "equitune"):
+            raise UserError(f"--compile with {settings.algo} and {settings.method}: expected dqn and equitune")
         _use_threads(num_threads if num_threads is not None else -1 if settings.env_id.startswith("ALE/") else 1)
         with _without_denormals():
             if resume is not None:
-                result = resume_run(resume, n_timesteps, trusted=trusted)
+                result = resume_run(resume, n_timesteps, trusted=trusted, compiled=compile_steps)
             else:
-                result = train_run(settings, log_folder, eval_freq, eval_episodes, save_freq, start=start)
+                often = eval_freq, eval_episodes, save_freq
+                result = train_run(settings, log_folder, *often, start=start, compiled=compile_steps)
     if as_json:
         return print_json(result)
     print_table(

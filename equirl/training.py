@@ -36,6 +36,7 @@ def train(
     save_freq: int | None = None,
     console: Console | None = None,
     start: Callable[[Any], None] | None = None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Train one agent into a new run folder, and return what came of it.
 
@@ -49,6 +50,7 @@ def train(
         save_freq: environment steps between checkpoints, a fifth of the run by default.
         console: where progress is drawn, standard error by default.
         start: gives the fresh model the weights that it starts from, for instance `equirl.conversion.start_from`.
+        compiled: let torch.compile build the gradient steps of `equirl.agents.dqn.DQN`.
 
     Returns:
         a JSON-able dictionary with `folder`, `mean_return`, `std_return`, `equivariance_error`, `seconds` and more.
@@ -70,9 +72,11 @@ def train(
     settings = replace(settings, extra=extra)
     folder = create_folder(log_folder, settings)
     write_settings(folder, settings)
-    model = build_model(settings, make_vec_env(settings, seed=settings.seed, folder=folder))
+    model: Any = build_model(settings, make_vec_env(settings, seed=settings.seed, folder=folder))
     if start is not None:
         start(model)
+    if compiled:
+        model.compile()
     return _run(settings, folder, model, _evaluations(settings, model, folder), console)
 
 
@@ -81,6 +85,7 @@ def resume(
     n_timesteps: int | None = None,
     console: Console | None = None,
     trusted: Collection[str] | None = (),
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Go on with a run from its last checkpoint, in its own folder, up to its number of steps or a new one.
 
@@ -89,6 +94,7 @@ def resume(
         n_timesteps: the new number of steps.
         console: where progress is drawn, standard error by default.
         trusted: packages that dotted paths may lead into, as `read_settings` takes them.
+        compiled: as for `train`.
 
     Raises:
         UserError: no run folder, no checkpoint, or nothing left to do.
@@ -103,6 +109,8 @@ def resume(
     # The environments that write into the folder come last, so that a damaged file leaves it as it is.
     model: Any = build_model(settings, make_vec_env(settings))
     print_notes(load_checkpoint(model, folder))
+    if compiled:
+        model.compile()
     evaluation = _evaluations(settings, model, folder)
     write_settings(folder, settings)
     model.get_env().close()

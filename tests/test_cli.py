@@ -214,6 +214,8 @@ def _files(tmp_path):
         (["train", "-n", "0"], ["-n 0", "at least 1"]),
         (["train", "-n", "-5"], ["-n -5", "at least 1"]),
         (["train", "--n-envs", "0"], ["n_envs 0", "at least 1"]),
+        (["train", "--compile", "--method", "lambda"], ["--compile with dqn and lambda", "expected dqn and equitune"]),
+        (["train", "--compile", "--algo", "qrdqn"], ["--compile with qrdqn and equitune"]),
         (["train", "--seed", "-1"], ["seed -1"]),
         (["train", "--num-threads", "0"], ["--num-threads 0"]),
         (["train", "--eval-freq", "0"], ["eval_freq 0"]),

@@ -17,6 +17,7 @@ from equirl import METHODS, Symmetry
 from equirl.agents import rounds
 from equirl.agents.dqn import DQN, CnnPolicy, MlpPolicy, MultiInputPolicy
 from equirl.agents.extractors import PretrainedExtractor
+from equirl.agents.orbit_steps import OrbitSteps
 
 SGD = {"optimizer_class": torch.optim.SGD}  # a step is the gradient: Adam would blow up the rounding of those near 0
 
@@ -151,7 +152,7 @@ def test_orbit_samples_differ_from_batch_to_batch():
     model = build(DQN, policy_kwargs={"symmetrizer_kwargs": {"orbit_samples": 1}})
     obs, actions = torch.randn(800, 4), torch.zeros(800, 1, dtype=torch.long)
     torch.manual_seed(0)
-    steps = rounds.OrbitSteps.of(model.q_net, obs, actions, 100, model.policy.optimizer, 10)
+    steps = OrbitSteps.of(model.q_net, obs, actions, 100, model.policy.optimizer, 10)
     turned = (steps.views[0].reshape(800, 4) == -obs).all(1)
     assert 330 < int(turned.sum()) < 470
     assert torch.equal(steps.actions.reshape(-1).bool(), turned)
@@ -203,10 +204,7 @@ class Normed(BaseFeaturesExtractor):
 )
 def test_other_extractors_go_by_autograd(extractor):
     theirs, ours = both(policy_kwargs=extractor)
-    assert (
-        rounds.OrbitSteps.of(ours.q_net, torch.zeros(8, 4), torch.zeros(8, 1).long(), 1, ours.policy.optimizer, 10)
-        is None
-    )
+    assert OrbitSteps.of(ours.q_net, torch.zeros(8, 4), torch.zeros(8, 1).long(), 1, ours.policy.optimizer, 10) is None
     assert_same(theirs, ours)
 
 
@@ -220,7 +218,7 @@ def test_known_gradients_are_used_and_frozen_layers_stay():
         assert torch.equal(model.q_net.q_net[0].weight, before)
     theirs, ours = models
     zeros = torch.zeros(8, 4), torch.zeros(8, 1).long()
-    assert rounds.OrbitSteps.of(ours.q_net, *zeros, 1, ours.policy.optimizer, 10) is not None
+    assert OrbitSteps.of(ours.q_net, *zeros, 1, ours.policy.optimizer, 10) is not None
     assert_same(theirs, ours)
 
 

@@ -1,5 +1,6 @@
 """What is compared: SB3's DQN with one network after another, the algorithm, its settings and its replay the same."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor
 
 from equirl import Symmetry, UserError
+from equirl.agents.dqn import DQN as Ours
 from tests.benchmarks.speed.cases import Case
 
 
@@ -72,11 +74,18 @@ class Agent:
         return sum(p.numel() for p in self.model.q_net.parameters() if p.requires_grad)
 
 
-def sb3_agent(case: Case, policy: type[DQNPolicy], options: dict[str, Any], device: str, quick: bool) -> Agent:
-    """Return SB3's DQN with this policy and further `policy_kwargs`."""
+def sb3_agent(
+    case: Case,
+    policy: type[DQNPolicy],
+    options: dict[str, Any],
+    device: str,
+    quick: bool,
+    algorithm: type[DQN] = DQN,
+) -> Agent:
+    """Return SB3's DQN, or a subclass, with this policy and further `policy_kwargs`."""
     kwargs = case.algorithm(quick)
     kwargs["policy_kwargs"] |= options
-    model = DQN(policy, case.make_env(), seed=0, device=device, **kwargs)
+    model = algorithm(policy, case.make_env(), seed=0, device=device, **kwargs)
     model.set_logger(Logger(folder=None, output_formats=[]))
 
     def net(obs: Any) -> Any:
@@ -101,13 +110,20 @@ def _plain(**options: Any) -> Callable[[Case, Symmetry | None, str, bool], Agent
     return lambda case, symmetry, device, quick: sb3_agent(case, case.plain, case.plain_kwargs | options, device, quick)
 
 
-def _ours(method: str, **symmetrizer_kwargs: Any) -> Callable[[Case, Symmetry | None, str, bool], Agent]:
+def _ours(
+    method: str, algorithm: type[DQN] = Ours, compiled: bool = False, **symmetrizer_kwargs: Any
+) -> Callable[[Case, Symmetry | None, str, bool], Agent]:
     def make(case: Case, symmetry: Symmetry | None, device: str, quick: bool) -> Agent:
         options = {"symmetry": symmetry, "method": method, "symmetrizer_kwargs": symmetrizer_kwargs}
+        if compiled and shutil.which("c++") is None:
+            raise UnavailableError("torch.compile needs a C++ compiler")
         try:
-            return sb3_agent(case, case.ours, options, device, quick)
+            agent = sb3_agent(case, case.ours, options, device, quick, algorithm)
         except UserError as error:
             raise UnavailableError(str(error)) from error
+        if compiled:
+            agent.model.compile()
+        return agent
 
     return make
 
@@ -138,6 +154,8 @@ ARMS = {
         Arm("escnn", _escnn, only=(("GridWorld", "C4"),)),
         Arm("loop", _loop, alone=True),
         Arm("equitune", _ours("equitune"), alone=True),
+        Arm("equitune, SB3's DQN", _ours("equitune", algorithm=DQN)),
+        Arm("compiled", _ours("equitune", compiled=True), only=(("CartPole", "C2"), ("GridWorld", "C4"))),
         Arm("orbit_samples=1", _ours("equitune", orbit_samples=1)),
         Arm("equizero", _ours("equizero")),
         Arm("lambda", _ours("lambda")),
