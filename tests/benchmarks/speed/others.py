@@ -15,7 +15,7 @@ from tests.benchmarks.speed.arms import Agent, UnavailableError, sb3_agent
 from tests.benchmarks.speed.cases import Case
 
 INSTALL = {
-    "escnn": "pip install escnn, after a Fortran compiler (gfortran) for its py3nj",
+    "escnn": "pip install escnn; its py3nj takes a Fortran compiler (gfortran), its lie_learn a build for NumPy 2",
     "sbx": "pip install sbx-rl",
 }
 
@@ -113,6 +113,7 @@ def sbx_agent(case: Case, device: str, quick: bool) -> Agent:
     if case.plain_kwargs:
         raise UnavailableError(f"SBX has no {case.network}")
     kwargs = case.algorithm(quick)
+    kwargs.pop("n_steps", None)  # SBX knows returns over one step alone, whose samples cost it less
     policy = "MlpPolicy" if "net_arch" in kwargs["policy_kwargs"] else "CnnPolicy"
     model = sbx.DQN(policy, case.make_env(), seed=0, **kwargs)
     model.set_logger(Logger(folder=None, output_formats=[]))
