@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from equirl._chains import Chain, hooked
+from equirl.agents.canonical import CANONICAL, canonicalizer
 from equirl.agents.extractors import layers_of
 from equirl.agents.native import Native, NativeExtractor, native_head, width_in
 from equirl.agents.symmetric import Measured, SymmetricNet, SymmetricPolicy
 from equirl.errors import UserError
-from equirl.symmetrizers import NATIVE, Equizero, Identity, make_symmetrizer
+from equirl.symmetrizers import NATIVE, Equizero, Identity, Symmetrizer, make_symmetrizer
 from equirl.symmetry import Symmetry
 
 
@@ -27,7 +28,8 @@ class SymmetricValues(SymmetricNet):
 
     Args:
         symmetry: how the group moves observations and actions.
-        method: a name from `equirl.METHODS`, or "native": layers that are equivariant by construction.
+        method: a name from `equirl.METHODS`; "native", layers that are equivariant by construction; or "canonical",
+            one forward in a pose that a small network chooses.
         symmetrizer_kwargs: further arguments of the method.
         kwargs: the arguments of SB3's network.
     """
@@ -39,11 +41,13 @@ class SymmetricValues(SymmetricNet):
         self.symmetry, self.method, self.symmetrizer_kwargs = symmetry, method, dict(symmetrizer_kwargs)
         width = self.net_arch[-1] if self.net_arch else self.features_dim
         moves, options = (symmetry.observation, symmetry.action), self._options(method, symmetrizer_kwargs)
-        self.symmetrizer = (
-            self._native(**options)
-            if method == NATIVE
-            else make_symmetrizer(method, *moves, features_dim=width, **options)
-        )
+        self.symmetrizer: Symmetrizer
+        if method == NATIVE:
+            self.symmetrizer = self._native(**options)
+        elif method == CANONICAL:
+            self.symmetrizer = canonicalizer(symmetry, self.observation_space, **options)
+        else:
+            self.symmetrizer = make_symmetrizer(method, *moves, features_dim=width, **options)
         self._chained: tuple[list[nn.Module], Chain | None] = ([], None)
         self._selector: tuple[SymmetricValues, ...] = ()  # a tuple, so that torch does not take it for a part of this
 
@@ -142,8 +146,9 @@ class SymmetricValuePolicy(SymmetricPolicy):
         observation_space: as SB3 passes it.
         action_space: as SB3 passes it.
         lr_schedule: as SB3 passes it.
-        method: as `SymmetricPolicy` says, or "native": networks that are equivariant by construction, at one forward
-            and about 1/G of the weights. ``symmetrizer_kwargs={"width": 2}`` makes all their layers twice as wide.
+        method: as `SymmetricPolicy` says; or "native", networks that are equivariant by construction, at one forward
+            and about 1/G of the weights, all layers twice as wide by ``symmetrizer_kwargs={"width": 2}``; or
+            "canonical", one forward in a pose that a small network chooses, with options as `canonicalizer` says.
         double_selection: let the online net choose equizero's views for the target net, against over-estimation.
         kwargs: those of `SymmetricPolicy`, and the arguments of SB3's policy.
     """

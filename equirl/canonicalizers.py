@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equirl.errors import UserError
-from equirl.layers import RegularLinear, positive
+from equirl.layers import positive
 from equirl.networks import NativeCNN
 from equirl.representations import Grid, Representation
 from equirl.symmetrizers import Branches, Function, Symmetrizer
@@ -64,8 +64,8 @@ class GridScores(Scores):
     Args:
         rep: how the group moves pictures.
         shape: (channels, H, W), of uint8 in 0..255 or of floating-point numbers.
-        features_dim: regular features before the last layer.
-        width: a factor for the channels of the three convolutions, of 32 at 1.
+        width: a factor for the channels of the convolutions.
+        kind: "small" or "nature", as `NativeCNN` names its convolutions.
 
     Raises:
         UserError: what `NativeCNN` refuses.
@@ -77,14 +77,13 @@ class GridScores(Scores):
     True
     """
 
-    def __init__(self, rep: Grid, shape: Sequence[int], features_dim: int = 32, width: float = 0.5) -> None:
+    def __init__(self, rep: Grid, shape: Sequence[int], width: float = 0.5, kind: str = "small") -> None:
         super().__init__(rep)
-        self.features = NativeCNN(rep, shape, features_dim, "small", width)
-        self.last = RegularLinear(rep.group, self.features.features_dim // len(rep.group), 1)
+        *layers, _ = NativeCNN(rep, shape, len(rep.group), kind, width)  # one regular feature, before its rectifier
+        self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if x.is_floating_point() else x.to(self.dtype) / 255
-        return cast("Tensor", self.last(self.features(x)).T)
+        return cast("Tensor", self.net(x if x.is_floating_point() else x.to(self.dtype) / 255).T)
 
 
 class OrbitScores(Scores):

@@ -36,7 +36,8 @@ from equirl.console import (
     shown,
 )
 from equirl.errors import UserError
-from equirl.symmetrizers import METHODS, NATIVE
+from equirl.symmetrizers import METHODS
+from equirl.values import OF_VALUES
 
 if TYPE_CHECKING:
     from equirl.loading import Found
@@ -78,7 +79,7 @@ def train(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", help=f"{', '.join([*METHODS, NATIVE])}; the configuration's if not given."),
+        typer.Option("--method", help=f"{', '.join([*METHODS, *OF_VALUES])}; the configuration's if not given."),
     ] = None,
     symmetry: Annotated[
         str | None, typer.Option("--symmetry", help="auto (from the catalogue), none, or a name that is listed.")

@@ -130,7 +130,8 @@ def methods_for(name: str, trained: str) -> list[str]:
     ['identity', 'equitune', 'equizero']
     """
     if name == "all" and trained != NATIVE:
-        return [method for method in METHODS if not METHODS[method].reads_features or method == trained]
+        fit = [method for method in METHODS if not METHODS[method].reads_features or method == trained]
+        return fit if trained in METHODS else [*fit, trained]
     if name in ("all", trained):
         return [trained]
     methods = list(dict.fromkeys(part.strip() for part in name.split(",")))

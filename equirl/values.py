@@ -38,8 +38,9 @@ _FILLED = {
 }
 # Keyword arguments of SB3's and Gymnasium's wrappers and callbacks that name a file or folder to be written.
 _WRITTEN = {"filename", "folder", "video_folder", "save_path", "log_path", "best_model_save_path"}
-NATIVE_ALGORITHMS = ("dqn", "qrdqn")
-"""Those whose policies build networks that are equivariant by construction."""
+VALUE_ALGORITHMS = ("dqn", "qrdqn")
+OF_VALUES = (NATIVE, "canonical")
+"""The methods that only their policies have."""
 NOISES = ("normal", "ornstein-uhlenbeck")
 
 
@@ -121,7 +122,7 @@ CHECKS: dict[str, Check] = {
     "noise_std": _optional(_NOT_NEGATIVE),
     # ours
     "symmetry": (lambda v: isinstance(v, (str, Mapping)) and bool(v), "auto, none, a symmetry's name or its data"),
-    "method": (lambda v: isinstance(v, str), f"one of {', '.join([*METHODS, NATIVE])}"),
+    "method": (lambda v: isinstance(v, str), f"one of {', '.join([*METHODS, *OF_VALUES])}"),
     # SB3's constructors, all algorithms
     "learning_rate": _SCHEDULE,
     "gamma": _FRACTION,
@@ -216,10 +217,10 @@ def checked_value(key: str, value: Any, algo: str = "") -> Any:
 def methods_of(algo: str) -> list[str]:
     """Return the methods of an algorithm's policies.
 
-    >>> methods_of("dqn")[-1], methods_of("ppo")[-1]
-    ('native', 'lambda')
+    >>> methods_of("dqn")[-2:], methods_of("ppo")[-1]
+    (['native', 'canonical'], 'lambda')
     """
-    return [*METHODS, *([NATIVE] if algo in NATIVE_ALGORITHMS else [])]
+    return [*METHODS, *(OF_VALUES if algo in VALUE_ALGORITHMS else [])]
 
 
 def check_symmetry(value: str | dict[str, Any]) -> None:

@@ -54,11 +54,11 @@ CASES: dict[str, Any] = {
     "S3": (S3, (3,), S3, 3, on_vectors(S3, 3)),
     "C4 pictures": (
         *(Grid(C4), (2, 5, 5), Permutation.regular(C4), 4),
-        {"grid": lambda: GridScores(Grid(C4), (2, 5, 5), 64), **on_vectors(Grid(C4), 50)},
+        {"grid": lambda: GridScores(Grid(C4), (2, 5, 5)), **on_vectors(Grid(C4), 50)},
     ),
     "D4 pictures": (
         *(Grid(D4), (2, 5, 5), Trivial(D4), 3),
-        {"grid": lambda: GridScores(Grid(D4), (2, 5, 5), 64), **on_vectors(Grid(D4), 50)},
+        {"grid": lambda: GridScores(Grid(D4), (2, 5, 5)), **on_vectors(Grid(D4), 50)},
     ),
 }
 PAIRS = [(case, name) for case, (*_, scores) in CASES.items() for name in scores]
