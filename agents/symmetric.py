@@ -62,8 +62,8 @@ class SymmetricNet(BaseModel):
         """Set training mode where something in the network depends on it; SB3 asks for it in every step."""
         readers = self.__dict__.get("_mode_readers")
         if readers is None:
-            readers = self.__dict__["_mode_readers"] = mode_readers(self)
-        if readers:
+            readers = self.__dict__["_mode_readers"] = [self.get_submodule(name) for name in mode_readers(self)]
+        if any(part.training != mode for part in readers):
             self.train(mode)
         else:
             self.__dict__["training"] = mode

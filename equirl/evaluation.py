@@ -128,6 +128,8 @@ def methods_for(name: str, trained: str) -> list[str]:
 
     >>> methods_for("all", "identity")
     ['identity', 'equitune', 'equizero']
+    >>> methods_for("all", "canonical")
+    ['identity', 'equitune', 'equizero', 'canonical']
     """
     if name == "all" and trained != NATIVE:
         fit = [method for method in METHODS if not METHODS[method].reads_features or method == trained]

@@ -1,5 +1,6 @@
 """What the README shows is what happens: its Python runs as it stands, its files and commands are there."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from torch import nn
 
 import equirl.envs  # noqa: F401
 from equirl import cli
+from tests.benchmarks.speed.arms import PLAIN
+from tests.benchmarks.speed.goals import added, find
+from tests.benchmarks.speed.measures import LEARN, PREDICT
+from tests.benchmarks.speed.ratios import short, spread, times_faster
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +54,39 @@ def test_the_files_and_commands_exist(capsys):
     assert targets == {"train", "test"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"\n{target}:" in makefile for target in targets)
+
+
+ARMS = {
+    "a loop over the views, as published": "loop",
+    "`equitune`": "equitune",
+    "`equitune`, compiled": "compiled",
+    "`equitune`, `orbit_samples=1`": "orbit_samples=1",
+    "`native`": "native",
+    "SBX (JAX), no symmetry": "SBX",
+    "escnn, as many weights": "escnn",
+}
+
+
+def test_the_table_of_speed_is_the_committed_one():
+    stored = json.loads((ROOT / "tests" / "benchmarks" / "benchmarks.json").read_text(encoding="utf-8"))
+    section = README.split("\n## Speed\n")[1].split("\n## ")[0]
+    where, checked = ("", ""), 0
+    for line in section.splitlines():
+        if line.startswith("| **"):
+            case, *_, group = line.split("**")[1].split(", ")
+            where = {"Pong's frames": "Pong-shaped"}.get(case, case), group
+        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if first not in ARMS:
+            continue
+        ours, plain = (find(stored["rows"], "cpu", *where, arm) for arm in (ARMS[first], PLAIN))
+        assert ours is not None
+        assert plain is not None
+        expected = [str(times_faster(*(added(row, [name]) for row in (ours, plain)))) for name in (LEARN, "update 32")]
+        expected.append(str(spread(*(added(row, [PREDICT]) for row in (ours, plain)))))
+        memory = "-" if ours["peak_bytes"] is None else short(ours["peak_bytes"] / plain["peak_bytes"])
+        assert cells == [*(each.split()[0] for each in expected), memory], line
+        checked += 1
+    assert checked == 14
 
 
 @pytest.mark.parametrize("agent", ["CartPole-v1", "Acrobot-v1", "LunarLander-v3"])

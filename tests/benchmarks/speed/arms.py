@@ -160,6 +160,7 @@ ARMS = {
         Arm("equizero", _ours("equizero")),
         Arm("lambda", _ours("lambda")),
         Arm("native", _ours("native"), alone=True),
+        Arm("canonical", _ours("canonical")),
     )
 }
 """The arms by name, plain first, which all others are divided by."""
