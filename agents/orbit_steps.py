@@ -10,10 +10,13 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 from torch.optim import Optimizer
 
-from equirl._chains import Chain, Step, backward, forward
+from equirl._chains import Chain, Step, backward, forward, hooked
 from equirl.agents.values import SymmetricValues
 from equirl.representations import Permutation
 from equirl.symmetrizers import Equitune
+
+_OF_VALUES = ("forward", "symmetrized", "values_and_features", "movable", "readable")
+"""What a network computes by; one that overrides any of them computes something else."""
 
 
 class OrbitSteps:
@@ -32,6 +35,7 @@ class OrbitSteps:
             each for each, needed in zip(self.weights, self.needed[1:], strict=True) if each is not None and needed
         ]
         self.optimizer, self.most = optimizer, most
+        optimizer.zero_grad()  # of what was frozen since the last step, for instance
 
     @classmethod
     def of(
@@ -47,6 +51,9 @@ class OrbitSteps:
             optimizer: of the network.
             most: the largest norm of a gradient, which is clipped to it.
         """
+        own = (getattr(type(net), name) is getattr(SymmetricValues, name) for name in _OF_VALUES)
+        if hooked(net) or not all(own):
+            return None
         symmetrizer, chain = net.symmetrizer, net.chain()
         if type(symmetrizer) is not Equitune or chain is None or isinstance(obs, dict):
             return None

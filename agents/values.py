@@ -122,7 +122,7 @@ class SymmetricValues(SymmetricNet):
     def chain(self) -> Chain | None:
         """Return all layers as one function where they are plain ones in a row, but for the identity, which is SB3."""
         extractor = cast("nn.Module", self.features_extractor)
-        if self.method == Identity.method or hooked(extractor):
+        if self.method == Identity.method or any(map(hooked, (extractor, *extractor.children()))):
             return None
         layers = [*(layers_of(extractor) or [extractor]), *self.head]
         if self._chained[0] != layers:  # this is the first call, or some were exchanged

@@ -22,6 +22,7 @@ from torch.nn import functional
 LARGE_PRODUCT = 2**21
 """From so many multiplications on oneDNN is faster, as measured: below, finding its kernel costs more."""
 FEW_INPUTS = 16
+"""Up to so many inputs of a layer, the gradient of its weight is computed transposed."""
 FEW_PICTURES = 4
 """Up to so many pictures stay channels first: turning the weights costs more than it saves."""
 
@@ -223,11 +224,16 @@ def _onednn_product(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
     return cast("Tensor", torch.ops.mkldnn._linear_pointwise(x, y.t(), bias, "none", [], ""))
 
 
+def _of_its_shape(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], y.shape[1])
+
+
 # What torch.compile calls as it is: its own way to this kernel is for weights that never change.
-_LIBRARY = torch.library.Library("equirl", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define("product(Tensor x, Tensor y, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("product", _onednn_product, "CPU")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("product", lambda x, y, _: x.new_empty(x.shape[0], y.shape[1]), "Meta")  # type: ignore[no-untyped-call]
+if not hasattr(torch.ops.equirl, "product"):  # as it has when this module is reloaded
+    _LIBRARY = torch.library.Library("equirl", "DEF")  # type: ignore[no-untyped-call]
+    _LIBRARY.define("product(Tensor x, Tensor y, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl("product", _onednn_product, "CPU")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl("product", _of_its_shape, "Meta")  # type: ignore[no-untyped-call]
 
 
 def _outer(g: Tensor, x: Tensor) -> Tensor:

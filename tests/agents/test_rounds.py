@@ -15,7 +15,7 @@ from torch import nn
 import equirl.envs  # noqa: F401, registers equirl/GridWorld-v0
 from equirl import METHODS, Symmetry
 from equirl.agents import rounds
-from equirl.agents.dqn import DQN, CnnPolicy, MlpPolicy, MultiInputPolicy
+from equirl.agents.dqn import DQN, CnnPolicy, MlpPolicy, MultiInputPolicy, QNetwork
 from equirl.agents.extractors import PretrainedExtractor
 from equirl.agents.orbit_steps import OrbitSteps
 
@@ -220,6 +220,40 @@ def test_known_gradients_are_used_and_frozen_layers_stay():
     zeros = torch.zeros(8, 4), torch.zeros(8, 1).long()
     assert OrbitSteps.of(ours.q_net, *zeros, 1, ours.policy.optimizer, 10) is not None
     assert_same(theirs, ours)
+
+
+def test_layers_that_are_frozen_later_stay_as_they_are():
+    models = []
+    for cls in (sb3.DQN, DQN):
+        model = build(cls).learn(60)
+        model.q_net.q_net[0].weight.requires_grad_(False)
+        before = model.q_net.q_net[0].weight.clone()
+        models.append(model.learn(60, reset_num_timesteps=False))
+        assert torch.equal(model.q_net.q_net[0].weight, before)
+    assert_same(*models)
+
+
+class Louder(QNetwork):
+    def forward(self, obs):
+        return 2 * super().forward(obs)
+
+
+class LouderPolicy(MlpPolicy):
+    def make_q_net(self):
+        return self._make(Louder, self._update_features_extractor(self.net_args))
+
+
+def test_networks_that_compute_something_else_go_by_autograd(monkeypatch):
+    monkeypatch.setitem(CASES, "CartPole", (CASES["CartPole"][0], LouderPolicy, "CartPole-v1"))
+    assert_same(*both())
+
+
+@pytest.mark.parametrize("place", [lambda net: net, lambda net: net.features_extractor])
+def test_hooks_of_networks_are_called(place):
+    model, calls = build(DQN), []
+    place(model.q_net).register_forward_hook(lambda *_: calls.append(1))
+    model.learn(40)
+    assert len(calls) >= 6
 
 
 def test_hooks_of_layers_are_called():
