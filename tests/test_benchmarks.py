@@ -25,7 +25,7 @@ from tests.benchmarks.speed.measures import (
 )
 from tests.benchmarks.speed.others import library
 from tests.benchmarks.speed.ratios import of_bound, short, spread, times_faster
-from tests.benchmarks.speed.report import Shown, goals, markdown, tables
+from tests.benchmarks.speed.report import Shown, goals, markdown, missed, tables
 
 CASES = make_cases()
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch's, by its inductor
@@ -222,6 +222,14 @@ def test_the_table_of_goals_names_each_and_has_a_column_a_device():
     assert shown.columns == ("goal", "target", "on cpu", "", "on cuda", "")
     assert len(shown.rows) == len(GOALS)
     assert shown.rows[0] == ("CartPole C2 equitune, learn", "at least 1.2", *["not in this run", "not measured"] * 2)
+
+
+def test_goals_that_are_missed_say_why():
+    stored = json.loads((run.FOLDER / "benchmarks.json").read_text(encoding="utf-8"))
+    lines = goals(stored["rows"]).rows
+    assert {line[0] for line in lines if line[-1] == "missed"} == {row[0] for row in missed(stored["rows"])[0].rows}
+    assert all(because for *_, because in missed(stored["rows"])[0].rows)
+    assert missed([]) == []
 
 
 def test_markdown_has_the_goals_first():

@@ -49,7 +49,19 @@ def tables(found: Mapping[str, Any]) -> list[Shown]:
     missing: list[tuple[str, ...]] = [(row["device"], row["case"], label(row), row["reason"]) for row in lost]
     if missing:
         result.append(Shown("not measured", ("device", "case", "arm", "reason"), missing))
-    return [*result, goals(rows)]
+    return [*missed(rows), *result, goals(rows)]
+
+
+def missed(rows: Sequence[Row]) -> list[Shown]:
+    """Return a table of the goals that are missed and why, none where there are none."""
+    devices = list(dict.fromkeys(row["device"] for row in rows))
+    lines: list[tuple[str, ...]] = [
+        (goal.name, device, goal.because)
+        for goal in GOALS
+        for device in devices
+        if goal.verdict(goal.measured(rows, device)) == "missed"
+    ]
+    return [Shown("missed, and why", ("goal", "on", "because"), lines)] if lines else []
 
 
 def goals(rows: Sequence[Row]) -> Shown:
