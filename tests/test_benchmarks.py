@@ -184,7 +184,8 @@ def test_tables_show_the_documented_ratios():
     ours |= {"parameters": 20, "flops": None, "peak_bytes": 3000}
     lost = row("escnn") | {"reason": "not installed"}
     found = {"rows": [plain, ours, lost], "settings": {"batches": [2], "memory_batch": 128}}
-    rates, times, cpu, bound, size, missing, _ = tables(found)
+    why, rates, times, cpu, bound, size, missing, _ = tables(found)
+    assert [line[:2] for line in why.rows] == [("GridWorld C4 equitune, learn", "cpu")]
     assert rates.rows == [("plain", "1/s", "1/s"), ("C4 equitune", "0.50 0.25-1.00", "0.33 0.33-0.33")]
     assert times.rows[0] == ("plain", "500 ms", "500 ms", "500 ms")
     assert times.rows[1] == ("C4 equitune", *["2.00 2.00-2.00"] * 3)
