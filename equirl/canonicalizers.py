@@ -23,7 +23,7 @@ from equirl.errors import UserError
 from equirl.layers import positive
 from equirl.networks import NativeCNN
 from equirl.representations import Grid, Representation
-from equirl.symmetrizers import Branches, Function, Symmetrizer
+from equirl.symmetrizers import Branches, Function, Symmetrizer, tied
 
 
 class Scores(nn.Module, ABC):
@@ -198,13 +198,13 @@ class Canonicalize(Symmetrizer):
         self.scores, self.beta, self.prior, self.apart, self.tolerance = scores, beta, prior, apart, tolerance
 
     def weights(self, branches: Branches) -> Tensor:
-        ties = self._ties(self._scored(branches.views[0])).to(self.scores.dtype)
+        ties = tied(self._scored(branches.views[0]), self.tolerance)
         return (ties / ties.sum(0))[self.scores.inverses]  # the pose of g is the view of its inverse
 
     def forward(self, f: Function, x: Any) -> Any:
         """Return f_c(x): of one forward of as many inputs as there are, and as tied poses beside them."""
         scores = self._scored(x)
-        rows, elements = self._ties(scores.detach()).T.nonzero(as_tuple=True)
+        rows, elements = tied(scores.detach(), self.tolerance).T.nonzero(as_tuple=True)
         chosen = x if len(rows) == len(x) else x[rows]
         poses = self.input(self.scores.inverses[elements], chosen)
         slopes = None
@@ -229,13 +229,6 @@ class Canonicalize(Symmetrizer):
         if scores.shape != (len(self.input.group), len(x)):
             raise UserError(f"scores of shape {tuple(scores.shape)}: expected ({len(self.input.group)}, {len(x)})")
         return scores
-
-    def _ties(self, scores: Tensor) -> Tensor:
-        """Return which scores are the best ones, shape (G, B)."""
-        best = scores.amax(0)
-        rounding = min(1024 * torch.finfo(scores.dtype).eps, 1 / 64)
-        tolerance = rounding if self.tolerance is None else self.tolerance
-        return scores >= best - tolerance * best.abs().clamp(min=1.0)
 
     def _loss(self, x: Tensor, scores: Tensor) -> Tensor | None:
         """Return the weighted sum of the losses that are asked for."""

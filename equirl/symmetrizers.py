@@ -230,11 +230,7 @@ class Equizero(Symmetrizer):
     def weights(self, branches: Branches) -> Tensor:
         if isinstance(branches.outputs, dict) and self.score in SCORES.values():
             raise UserError("equizero on outputs that are a dictionary: expected score=, a function of it")
-        scores = self.score(branches.outputs)
-        best = scores.amax(0)
-        rounding = min(1024 * torch.finfo(scores.dtype).eps, 1 / 64)  # half precision would tie everything
-        tolerance = rounding if self.tolerance is None else self.tolerance
-        ties = (scores >= best - tolerance * best.abs().clamp(min=1.0)).to(scores.dtype)
+        ties = tied(self.score(branches.outputs), self.tolerance)
         return ties / ties.sum(0)
 
     def forward(self, f: Function, x: Any, selector: Function | None = None) -> Any:
@@ -291,9 +287,8 @@ def make_symmetrizer(
 def unknown_method(method: object, valid: Iterable[str] = METHODS) -> UserError:
     """Return the error for a method that is not among the valid ones."""
     if method == NATIVE:
-        return UserError(
-            f"method 'native': expected one of {', '.join(valid)}; native is for fresh dqn and qrdqn agents"
-        )
+        names = ", ".join(valid)
+        return UserError(f"method 'native': expected one of {names}; native is for fresh dqn and qrdqn agents")
     return unknown("method", method, valid)
 
 
@@ -330,6 +325,13 @@ def _map(tree: Tree, f: Callable[..., Tensor], *others: Any) -> Tree:
     if isinstance(tree, dict):
         return {key: f(value, *(other[key] for other in others)) for key, value in tree.items()}
     return f(tree, *others)
+
+
+def tied(scores: Tensor, tolerance: float | None) -> Tensor:
+    """Return 1 for scores (G, B) within the tolerance of the best over G, as `Equizero` says, and 0 for others."""
+    best, most = scores.amax(0), 1 / 64  # half precision would tie everything
+    width = min(1024 * torch.finfo(scores.dtype).eps, most) if tolerance is None else tolerance
+    return (scores >= best - width * best.abs().clamp(min=1.0)).to(scores.dtype)
 
 
 def _flat(y: Tensor) -> Tensor:
