@@ -25,10 +25,11 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 
+from equirl.agents.making import movable_shape, symmetrizer_of
 from equirl.agents.symmetric import DictPolicy, Measured, PicturePolicy, SymmetricNet, SymmetricPolicy, magnitudes
 from equirl.errors import UserError, unknown
 from equirl.representations import PerKey, Trivial
-from equirl.symmetrizers import SCORES, Equizero, Identity, make_symmetrizer
+from equirl.symmetrizers import SCORES, Equizero, Identity
 
 Outputs = dict[str, Tensor]
 """What a network returns: "action", logits or means of shape (B, actions), and "value", of shape (B, 1)."""
@@ -85,13 +86,10 @@ class ActorCriticPolicy(SymmetricPolicy, SymmetricNet, sb3.ActorCriticPolicy):
         # Built here, before SB3 hands all parameters to the optimizer.
         action, group = self.symmetry.action, self.symmetry.group
         self._spread = magnitudes(action) if isinstance(self.action_space, spaces.Box) else None
-        self.symmetrizer = make_symmetrizer(
-            self.method,
-            self.symmetry.observation,
-            PerKey(group, {"action": action, "value": Trivial(group)}),
-            features_dim=self.mlp_extractor.latent_dim_pi + self.mlp_extractor.latent_dim_vf,
-            **self._options(),
-        )
+        output = PerKey(group, {"action": action, "value": Trivial(group)})
+        width = self.mlp_extractor.latent_dim_pi + self.mlp_extractor.latent_dim_vf
+        shape = movable_shape(self.observation_space)
+        self.symmetrizer = symmetrizer_of(self.method, self.symmetry.observation, output, width, shape, self._options())
 
     def _options(self) -> dict[str, Any]:
         """Return the symmetrizer's options, with a score that reads dictionaries."""

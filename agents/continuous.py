@@ -17,10 +17,11 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
+from equirl.agents.making import movable_shape, symmetrizer_of
 from equirl.agents.symmetric import Measured, SymmetricNet, SymmetricPolicy, scaled
 from equirl.errors import UserError
 from equirl.representations import PerKey, Representation, SignedPermutation, Trivial
-from equirl.symmetrizers import SCORES, Equitune, Equizero, make_symmetrizer
+from equirl.symmetrizers import SCORES, Equitune, Equizero
 from equirl.symmetry import Symmetry
 
 _SCORE = "score"  # beside an actor's outputs: what the critic expects of each view
@@ -64,7 +65,8 @@ class SymmetricActor(SymmetricNet):
         elif method == Equizero.method:
             _check_score(options[_SCORE], output)
         width = self.net_arch[-1] if self.net_arch else self.features_dim
-        self.symmetrizer = make_symmetrizer(method, symmetry.observation, output, features_dim=width, **options)
+        shape = movable_shape(self.observation_space)
+        self.symmetrizer = symmetrizer_of(method, symmetry.observation, output, width, shape, options)
         self._critic: tuple[SymmetricCritic, ...] = ()  # a tuple, so that torch does not take it for a part of this
         if critic is not None:
             self.ask(critic)
@@ -154,9 +156,8 @@ class SymmetricCritic(SymmetricNet, SB3Critic):
         width = net_arch[-1] if net_arch else features_dim + get_action_dim(self.action_space)
         averages = method == Equizero.method
         chosen, options = (Equitune.method, {}) if averages else (method, self.symmetrizer_kwargs)
-        self.symmetrizer = make_symmetrizer(
-            chosen, self.input, Trivial(group), features_dim=width * self.n_critics, **options
-        )
+        shapes = self._named(movable_shape(self.observation_space))  # observations alone choose poses
+        self.symmetrizer = symmetrizer_of(chosen, self.input, Trivial(group), width * self.n_critics, shapes, options)
 
     def forward(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, ...]:
         """Return invariant values of scaled actions, a tensor of shape (B, 1) a network, as SB3 does."""

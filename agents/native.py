@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from equirl._expanded import Orbit
 from equirl.agents.extractors import SmallCNN, default_cnn
+from equirl.agents.making import movable_shape
 from equirl.errors import UserError, unknown
 from equirl.layers import positive
+from equirl.methods import NATIVE
 from equirl.networks import (
     Collapse,
     Lift,
@@ -28,7 +30,7 @@ from equirl.networks import (
     regular,
 )
 from equirl.representations import Grid, PerKey, Representation, Trivial
-from equirl.symmetrizers import NATIVE, Identity
+from equirl.symmetrizers import Identity
 from equirl.symmetry import Symmetry
 
 LEAST_WIDTH, MOST_WIDTH = 0.25, 16
@@ -179,17 +181,11 @@ def native_head(
     Raises:
         UserError: observations or actions that no equivariant layer reads or writes.
     """
-    moves, shape = symmetry.observation, _shape(space)
+    moves, shape = symmetry.observation, cast("Sequence[int]", movable_shape(space))  # of no dictionary here
     if isinstance(extractor, NativeExtractor):
-        moves, shape = extractor.rep, extractor.features_dim
+        moves, shape = extractor.rep, (extractor.features_dim,)
     action = symmetry.action.stacked(copies) if copies > 1 else symmetry.action
     return NativeMLP(moves, shape, net_arch, activation_fn, output=action, size=size * copies, width=width)
-
-
-def _shape(space: spaces.Space[object]) -> int | tuple[int, ...]:
-    """Return the shape of an encoded observation: discrete ones are one-hot vectors."""
-    whole = isinstance(space, spaces.Box | spaces.MultiBinary) and space.shape
-    return tuple(space.shape) if whole and space.shape else get_flattened_obs_dim(space)
 
 
 def _part(rep: Representation, key: str) -> Representation:

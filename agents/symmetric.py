@@ -25,8 +25,9 @@ from equirl.agents.extractors import SizedCombinedExtractor, SmallCNN, default_c
 from equirl.agents.native import PARTS, NativeExtractor
 from equirl.checks import equivariance_error, greedy_disagreement
 from equirl.errors import UserError
+from equirl.methods import NATIVE
 from equirl.representations import Grid, PerKey, Permutation, Representation, SignedPermutation, Trivial
-from equirl.symmetrizers import NATIVE, Function, Identity, Symmetrizer
+from equirl.symmetrizers import Function, Identity, Symmetrizer
 from equirl.symmetry import resolve_symmetry
 
 SAME_ACTION = 0.01
@@ -94,7 +95,7 @@ class SymmetricPolicy(BasePolicy):
         action_space: as SB3 passes it.
         lr_schedule: as SB3 passes it.
         symmetry: a registered name such as ``"CartPole-v1"``, a `Symmetry`, or its plain JSON data.
-        method: a name from `equirl.METHODS`: identity, equitune, equizero, lambda.
+        method: a name from `equirl.METHODS`: identity, equitune, equizero, lambda, canonical, product, soft.
         symmetrizer_kwargs: further arguments of the method, for instance ``{"score": "max_probability"}``.
         kwargs: the arguments of SB3's policy.
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from equirl._chains import Chain, hooked
-from equirl.agents.canonical import CANONICAL, canonicalizer
 from equirl.agents.extractors import layers_of
+from equirl.agents.making import movable_shape, symmetrizer_of
 from equirl.agents.native import Native, NativeExtractor, native_head, width_in
 from equirl.agents.symmetric import Measured, SymmetricNet, SymmetricPolicy
 from equirl.errors import UserError
-from equirl.symmetrizers import NATIVE, Equizero, Identity, Symmetrizer, make_symmetrizer
+from equirl.methods import NATIVE
+from equirl.symmetrizers import Equizero, Identity, Symmetrizer
 from equirl.symmetry import Symmetry
 
 
@@ -28,8 +29,7 @@ class SymmetricValues(SymmetricNet):
 
     Args:
         symmetry: how the group moves observations and actions.
-        method: a name from `equirl.METHODS`; "native", layers that are equivariant by construction; or "canonical",
-            one forward in a pose that a small network chooses.
+        method: a name from `equirl.METHODS`, or "native", layers that are equivariant by construction.
         symmetrizer_kwargs: further arguments of the method.
         kwargs: the arguments of SB3's network.
     """
@@ -41,13 +41,11 @@ class SymmetricValues(SymmetricNet):
         self.symmetry, self.method, self.symmetrizer_kwargs = symmetry, method, dict(symmetrizer_kwargs)
         width = self.net_arch[-1] if self.net_arch else self.features_dim
         moves, options = (symmetry.observation, symmetry.action), self._options(method, symmetrizer_kwargs)
-        self.symmetrizer: Symmetrizer
-        if method == NATIVE:
-            self.symmetrizer = self._native(**options)
-        elif method == CANONICAL:
-            self.symmetrizer = canonicalizer(symmetry, self.observation_space, **options)
-        else:
-            self.symmetrizer = make_symmetrizer(method, *moves, features_dim=width, **options)
+        self.symmetrizer: Symmetrizer = (
+            self._native(**options)
+            if method == NATIVE
+            else symmetrizer_of(method, *moves, width, movable_shape(self.observation_space), options)
+        )
         self._chained: tuple[list[nn.Module], Chain | None] = ([], None)
         self._selector: tuple[SymmetricValues, ...] = ()  # a tuple, so that torch does not take it for a part of this
 
@@ -147,8 +145,7 @@ class SymmetricValuePolicy(SymmetricPolicy):
         action_space: as SB3 passes it.
         lr_schedule: as SB3 passes it.
         method: as `SymmetricPolicy` says; or "native", networks that are equivariant by construction, at one forward
-            and about 1/G of the weights, all layers twice as wide by ``symmetrizer_kwargs={"width": 2}``; or
-            "canonical", one forward in a pose that a small network chooses, with options as `canonicalizer` says.
+            and about 1/G of the weights, all layers twice as wide by ``symmetrizer_kwargs={"width": 2}``.
         double_selection: let the online net choose equizero's views for the target net, against over-estimation.
         kwargs: those of `SymmetricPolicy`, and the arguments of SB3's policy.
     """

@@ -15,8 +15,9 @@ from stable_baselines3.common.save_util import recursive_getattr, recursive_seta
 
 from equirl.agents.symmetric import SymmetricPolicy
 from equirl.errors import UserError
+from equirl.methods import NATIVE, unknown_method
 from equirl.representations import PerKey, Representation, Trivial
-from equirl.symmetrizers import NATIVE, Identity, unknown_method
+from equirl.symmetrizers import Identity
 from equirl.symmetry import Symmetry, resolve_symmetry
 
 Model = TypeVar("Model", bound=BaseAlgorithm)

@@ -15,6 +15,7 @@ GOAL_REWARD = 1.0
 _TILE = 32  # pixels along the side of a drawn cell
 _FLOOR, _LINE = (246, 244, 239), (224, 220, 211)
 _WALL, _GOAL, _AGENT = (71, 85, 105), (226, 160, 63), (37, 99, 168)
+_AIR, _STREAK = (231, 239, 243), (196, 215, 225)  # the floor of windy cells, and what blows over it
 
 
 class State(NamedTuple):
@@ -32,9 +33,10 @@ class Grids:
     A position is an index into the flattened board, counted in the wall plane of its own grid.
     """
 
-    def __init__(self, num: int, size: int, n_walls: int) -> None:
+    def __init__(self, num: int, size: int, n_walls: int, wind: float) -> None:
         check_whole("size", size, 3)
         check_whole("n_walls", n_walls, 0, size * size - 2)
+        _check_share("wind", wind)
         width = size + 2
         self.size, self.n_walls, self.width, self.plane = size, n_walls, width, width * width
         self.board = np.zeros((num, 3, width, width), np.uint8)
@@ -43,6 +45,10 @@ class Grids:
         self.origin = np.arange(num) * 3 * self.plane
         self.cells = np.arange(self.plane).reshape(width, width)[1:-1, 1:-1].reshape(-1)
         self.moves = np.array([-width, -1, width, 1])  # up, left, down, right
+        # A generator of their own, always seeded alike, draws the windy cells: no episode and no other draw matters.
+        windy = self.cells[np.random.default_rng(0).permutation(size * size)[: round(wind * size * size)]]
+        self.windy = np.isin(np.arange(self.plane), windy)
+        self.blows = bool(self.windy.any())
         self.goal = self.origin.copy()
         self.agent = self.origin.copy()
         self.ready = False
@@ -81,6 +87,9 @@ class Grids:
             raise UserError(f"actions {np.array2string(actions, threshold=8)}: expected {expected}")
         target = self.agent + self.moves[actions]
         agent = np.where(self.flat[target] == 255, self.agent, target)
+        if self.blows:
+            target = agent + (self.windy[self.agent - self.origin] & (agent != self.goal))
+            agent = np.where(self.flat[target] == 255, agent, target)
         self.flat[self.agent + 2 * self.plane] = 0
         self.flat[agent + 2 * self.plane] = 255
         self.agent = agent
@@ -120,7 +129,8 @@ class Grids:
     def frames(self) -> NDArray[np.uint8]:
         """Return one picture of each grid, (N, 32 n, 32 n, 3)."""
         walls, goal, agent = np.moveaxis(self.inside > 0, 1, 0)
-        pixels = _tiles()[walls + 2 * goal + 4 * agent].swapaxes(2, 3)
+        windy = self.windy[self.cells].reshape(self.size, self.size)
+        pixels = _tiles()[walls + 2 * goal + 4 * agent + 8 * windy].swapaxes(2, 3)
         side = self.size * _TILE
         frames: NDArray[np.uint8] = pixels.reshape(-1, side, side, 3)
         return frames
@@ -148,21 +158,31 @@ def connected(
 
 @cache
 def _tiles() -> NDArray[np.uint8]:
-    """Return the picture of a cell for each of its contents, (8, 32, 32, 3): bit 0 wall, bit 1 goal, bit 2 agent."""
+    """Return the picture of a cell for each of its contents, (16, 32, 32, 3): bits 0 to 3 wall, goal, agent, wind."""
     offset = np.abs(np.arange(_TILE) - (_TILE - 1) / 2)
     across, down = offset[None, :], offset[:, None]
     border = np.maximum(across, down) > _TILE / 2 - 1
+    streaks = np.zeros((_TILE, _TILE))
+    for row, start, end in ((7, 9, 25), (15, 4, 20), (23, 12, 28)):
+        streaks[row : row + 2, start:end] = np.linspace(0, 1, end - start)  # they gain strength to the right
     shapes = (
-        (_WALL, ~border),
-        (_GOAL, np.clip(12.5 - across - down, 0, 1)),
-        (_AGENT, np.clip(10 - np.hypot(across, down), 0, 1)),
+        (3, _AIR, ~border),
+        (3, _STREAK, streaks),
+        (0, _WALL, ~border),
+        (1, _GOAL, np.clip(12.5 - across - down, 0, 1)),
+        (2, _AGENT, np.clip(10 - np.hypot(across, down), 0, 1)),
     )
-    tiles = np.full((8, _TILE, _TILE, 3), _FLOOR, np.float64)
+    tiles = np.full((16, _TILE, _TILE, 3), _FLOOR, np.float64)
     tiles[:, border] = _LINE
-    for bit, (colour, coverage) in enumerate(shapes):
-        has = (np.arange(8) >> bit & 1).astype(np.bool_)
+    for bit, colour, coverage in shapes:
+        has = (np.arange(16) >> bit & 1).astype(np.bool_)
         tiles[has] += coverage[..., None] * (colour - tiles[has])
     return tiles.round().astype(np.uint8)
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise UserError(f"{name} {value!r}: expected a number from 0 to 1")
 
 
 def check_whole(name: str, value: object, low: int, high: float = math.inf) -> None:

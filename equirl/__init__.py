@@ -2,9 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from equirl.canonicalizers import Canonicalize
 from equirl.checks import equivariance_error, greedy_disagreement
 from equirl.errors import UserError
 from equirl.groups import Group, cyclic, dihedral, group_named, symmetric, trivial
+from equirl.methods import METHODS, Symmetrized, make_symmetrizer
+from equirl.multigroup import InvariantSymmetric, Product
 from equirl.representations import (
     Grid,
     Matrix,
@@ -15,16 +18,7 @@ from equirl.representations import (
     Tokens,
     Trivial,
 )
-from equirl.symmetrizers import (
-    METHODS,
-    Equitune,
-    Equizero,
-    Identity,
-    LambdaEquitune,
-    Symmetrized,
-    Symmetrizer,
-    make_symmetrizer,
-)
+from equirl.symmetrizers import Equitune, Equizero, Identity, LambdaEquitune, SoftEquitune, Symmetrizer
 from equirl.symmetry import Symmetry, register_symmetry, registered_symmetries, resolve_symmetry, symmetry_of
 from equirl.wrapping import symmetrize
 
@@ -35,17 +29,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Canonicalize",
     "Equitune",
     "Equizero",
     "Grid",
     "Group",
     "Identity",
+    "InvariantSymmetric",
     "LambdaEquitune",
     "Matrix",
     "PerKey",
     "Permutation",
+    "Product",
     "Representation",
     "SignedPermutation",
+    "SoftEquitune",
     "Symmetrized",
     "Symmetrizer",
     "Symmetry",

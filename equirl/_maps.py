@@ -16,12 +16,9 @@ import numpy as np
 
 from equirl._representation import centre_of
 from equirl.errors import UserError, unknown
-from equirl.grids import GRID_MAPS, Grid
+from equirl.grids import GRID_MAPS, Grid, composed
 from equirl.groups import Group, whole_numbers
 from equirl.representations import PerKey, Permutation, Representation, SignedPermutation
-
-_PROBE = np.arange(9).reshape(3, 3)
-_NAME_OF = {move(_PROBE).tobytes(): name for name, move in GRID_MAPS.items()}
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,7 @@ class GridMap:
         """Return the map that does `first` and then this one."""
         if first.options != self.options or len(first.channels) != len(self.channels):
             raise UserError("picture maps that differ in channels, fixed, shift or layout: expected the same in each")
-        name = _NAME_OF[GRID_MAPS[self.name](GRID_MAPS[first.name](_PROBE)).tobytes()]
-        return GridMap(name, tuple(self.channels[c] for c in first.channels), self.options)
+        return GridMap(composed(self.name, first.name), tuple(self.channels[c] for c in first.channels), self.options)
 
     def identity(self) -> GridMap:
         """Return the map that does nothing to the same pictures."""

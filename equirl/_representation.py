@@ -31,6 +31,7 @@ class Representation(ABC):
     """One group acting on tensors of shape (B, ...), B being the batch."""
 
     kind: ClassVar[str]
+    per_element: ClassVar[tuple[str, ...]] = ()  # those of `parameters` that are a row an element
     kinds: ClassVar[dict[str, type[Representation]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -46,6 +47,11 @@ class Representation(ABC):
             with torch.inference_mode(False):  # else what inference makes first, training could not use later
                 self._constants[key] = make()
         return self._constants[key]
+
+    def inverses(self, device: torch.device) -> Tensor:
+        """Return the inverse of every element, shape (G,)."""
+        made: Tensor = self._constant(device, lambda: torch.tensor(self.group.inverses.tolist(), device=device))
+        return made
 
     @abstractmethod
     def __call__(self, g: int | Tensor, x: Any) -> Any:
@@ -74,6 +80,29 @@ class Representation(ABC):
     @abstractmethod
     def describe(self, g: int) -> str:
         """Return in a few words what the element g does."""
+
+    def along(self, group: Group, elements: Sequence[int]) -> Representation:
+        """Return the representation of another group whose element k acts as this one's ``elements[k]`` does.
+
+        It is one where k -> elements[k] is a homomorphism: of a subgroup into its group, of a product onto a factor.
+        """
+        data = self.parameters()
+        rows = {name: [data[name][int(k)] for k in elements] for name in self.per_element if name in data}
+        return self.from_parameters(group, data | rows)
+
+    def __mul__(self, other: Representation) -> Representation:
+        """Return the product group's representation in which each factor acts as before: (g, h) x = g (h x).
+
+        Raises:
+            UserError: some g and h do not commute, or the two act on different tensors.
+
+        >>> from equirl import Grid, Permutation, cyclic, symmetric
+        >>> (Grid(cyclic(4)) * Grid(cyclic(2), ["identity"] * 2, channels=[[0, 1], [1, 0]])).group
+        C4xC2
+        """
+        from equirl.products import product
+
+        return product(self, other)
 
     def stacked(self, k: int) -> Representation:
         """Return the representation on k frames stacked along the last axis (vectors) or the channels (images)."""

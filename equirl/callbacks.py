@@ -14,9 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Image
 
+from equirl.canonicalizers import Canonicalize
 from equirl.checkpoints import save_checkpoint
 from equirl.figures import orbit_picture
-from equirl.symmetrizers import Equizero, LambdaEquitune
+from equirl.multigroup import Product
+from equirl.symmetrizers import Equizero, LambdaEquitune, SoftEquitune
 
 TEXT_ONLY = ("stdout", "log", "json", "csv")
 
@@ -112,12 +114,21 @@ class ProgressCallback(BaseCallback):
         return f"{np.mean(recent):.1f}" if recent else "-"
 
 
+_LABELS = {
+    LambdaEquitune.method: "lambda",
+    SoftEquitune.method: "gate",
+    **dict.fromkeys((Equizero.method, Canonicalize.method, Product.method), "chosen"),
+}
+"""What the weights of elements are called, by method."""
+
+
 class SymmetryCallback(EveryNSteps):
     """Writes to TensorBoard how symmetric the agent and the plain network inside it are.
 
     ``symmetry/equivariance_error`` (of the agent), ``symmetry/greedy_disagreement`` (how often the plain network's
     greedy action breaks the symmetry), the weight of each element as ``symmetry/lambda_<element>`` with a histogram
-    (lambda) or ``symmetry/chosen_<element>`` (equizero), and a picture of one observation's orbit with action values.
+    (lambda) or ``symmetry/chosen_<element>`` (equizero, canonical, product), ``symmetry/gate`` with a histogram (soft),
+    and a picture of one observation's orbit with action values.
 
     Args:
         every: environment steps between two looks.
@@ -170,10 +181,16 @@ class SymmetryCallback(EveryNSteps):
         return {key: drawn(part) for key, part in stored.items()} if isinstance(stored, dict) else drawn(stored)
 
     def _record_weights(self, policy: Any, observations: Any) -> None:
-        if policy.method not in (LambdaEquitune.method, Equizero.method):
+        label = _LABELS.get(policy.method)
+        if label is None:
             return
-        label = "lambda" if policy.method == LambdaEquitune.method else "chosen"
         weights = policy.element_weights(observations)
+        if label == "gate":
+            if len(weights) > 1:  # (1 - p) / n of every element, and p of the identity beside it
+                gate = weights[0] - weights[1]
+                self.logger.record("symmetry/gate", float(gate.mean()), exclude=TEXT_ONLY)
+                self.logger.record("symmetry/gates", gate, exclude=TEXT_ONLY)
+            return
         for name, row in zip(policy.symmetry.group.names, weights, strict=True):
             self.logger.record(f"symmetry/{label}_{name}", float(row.mean()), exclude=TEXT_ONLY)
         if label == "lambda":

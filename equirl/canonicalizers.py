@@ -11,173 +11,112 @@ choice has the gradient of a softmax (straight-through); f sees no orbit, neithe
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, cast
+from abc import ABC
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+from equirl._representation import Indexed, Tree
 from equirl.errors import UserError
-from equirl.layers import positive
-from equirl.networks import NativeCNN
-from equirl.representations import Grid, Representation
-from equirl.symmetrizers import Branches, Function, Symmetrizer, tied
+from equirl.representations import PerKey, Representation, Trivial
+from equirl.scores import (
+    CentroidScores,
+    GridScores,
+    KeyScores,
+    OrbitScores,
+    ReferenceScores,
+    RegularScores,
+    Scores,
+    scores_for,
+)
+from equirl.symmetrizers import Branches, Function, Symmetrizer, first_of, tied, tree_map
+
+__all__ = [
+    "Canonicalize",
+    "CentroidScores",
+    "Choice",
+    "GridScores",
+    "KeyScores",
+    "OrbitScores",
+    "Posed",
+    "ReferenceScores",
+    "RegularScores",
+    "Scores",
+    "scores_for",
+    "with_loss",
+]
 
 
-class Scores(nn.Module, ABC):
-    """Scores of poses, c_g(x) of shape (G, B) with c_{h g}(h x) = c_g(x).
+class Choice(NamedTuple):
+    """The best poses of a batch of inputs, one row a pose: one an input, and as many as tie beside them."""
 
-    Args:
-        rep: how the group moves x.
-    """
+    rows: Tensor  # which input a row is of, in order
+    elements: Tensor  # g, of the pose g^-1 x
+    inputs: int  # how many
+    slopes: Tensor | None  # (G, B) zeros with the gradient of softmax_g(beta c_g(x)), while the choice learns
 
-    def __init__(self, rep: Representation) -> None:
-        super().__init__()
-        self.rep = rep
-        self.register_buffer("inverses", torch.tensor(rep.group.inverses.tolist()), persistent=False)
+    @staticmethod
+    def of(scores: Tensor, tolerance: float | None, beta: float, learns: bool) -> Choice:
+        """Return the choice by scores (G, B)."""
+        rows, elements = tied(scores.detach(), tolerance).T.nonzero(as_tuple=True)
+        soft = (beta * scores).softmax(0) if learns else None
+        return Choice(rows, elements, scores.shape[1], None if soft is None else soft - soft.detach())
 
-    inverses: Tensor
+    def poses(self, rep: Representation, x: Any) -> Any:
+        """Return g^-1 x of each row."""
+        inverses = rep.inverses(self.rows.device)
+        whole = len(self.rows) == self.inputs
+        posed = rep(inverses[self.elements], x if whole else tree_map(x, lambda part: part[self.rows]))
+        if self.slopes is None:
+            return posed
+        slopes = self.slopes
+        numbers = tree_map(x, lambda part: part if part.is_floating_point() else part.to(slopes.dtype))
+        slid = tree_map(rep.orbit(numbers), lambda views: _mix(slopes, views[inverses])[self.rows])
+        return tree_map(posed, lambda part, slide: part + slide, slid)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The data type of the scores."""
-        return next(self.parameters()).dtype
+    def restored(self, rep: Representation, y: Any) -> Any:
+        """Return g y of each row."""
+        moved = rep(self.elements, y)
+        if self.slopes is None:
+            return moved
+        slopes = self.slopes[:, self.rows]
+        slid = tree_map(rep.orbit(y), lambda views: _mix(slopes, views))
+        return tree_map(moved, lambda part, slide: part + slide, slid)
 
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """Return c_g(x), shape (G, B)."""
+    def averaged(self, y: Any) -> Any:
+        """Return the mean over the rows of each input."""
+        if len(self.rows) == self.inputs:
+            return y
+        numbers = torch.bincount(self.rows, minlength=self.inputs)
 
-    def loss(self, x: Tensor) -> Tensor | None:
-        """Return a loss of these scores' own, where they have one."""
-        return None
+        def mean(part: Tensor) -> Tensor:
+            sums = part.new_zeros(self.inputs, *part.shape[1:]).index_add(0, self.rows, part)
+            return sums / numbers.to(part.dtype).view(-1, *[1] * (part.ndim - 1))
 
-    def _poses(self, x: Tensor) -> Tensor:
-        """Return g^-1 x of all g, stacked as (G * B, ...)."""
-        return cast("Tensor", self.rep.orbit(x)[self.inverses].flatten(0, 1))
-
-
-class GridScores(Scores):
-    """Scores of pictures by a small group-convolution network, at one of its forwards (arXiv 2310.01647).
-
-    Args:
-        rep: how the group moves pictures.
-        shape: (channels, H, W), of uint8 in 0..255 or of floating-point numbers.
-        width: a factor for the channels of the convolutions.
-        kind: "small" or "nature", as `NativeCNN` names its convolutions.
-
-    Raises:
-        UserError: what `NativeCNN` refuses.
-
-    >>> from equirl import cyclic
-    >>> turn = Grid(cyclic(4))
-    >>> scores, x = GridScores(turn, (3, 9, 9)), torch.rand(2, 3, 9, 9)
-    >>> torch.allclose(scores(turn(1, x)), scores(x).roll(1, 0), atol=1e-5)
-    True
-    """
-
-    def __init__(self, rep: Grid, shape: Sequence[int], width: float = 0.5, kind: str = "small") -> None:
-        super().__init__(rep)
-        *layers, _ = NativeCNN(rep, shape, len(rep.group), kind, width)  # one regular feature, before its rectifier
-        self.net = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.net(x if x.is_floating_point() else x.to(self.dtype) / 255).T)
+        return tree_map(y, mean)
 
 
-class OrbitScores(Scores):
-    """Scores of any input by one small network that sees every pose: c_g(x) = s(g^-1 x).
-
-    Args:
-        rep: how the group moves inputs.
-        net: from (B, ...) to (B, 1) or (B,).
-
-    >>> from equirl import Permutation, cyclic
-    >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
-    >>> OrbitScores(swap, nn.Linear(2, 1))(torch.rand(5, 2)).shape
-    torch.Size([2, 5])
-    """
-
-    def __init__(self, rep: Representation, net: nn.Module) -> None:
-        super().__init__(rep)
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        scored = self.net(self._poses(x))
-        if scored.numel() != len(self.inverses) * len(x):
-            raise UserError(f"a network of scores returns shape {tuple(scored.shape)}: expected one number an input")
-        return cast("Tensor", scored.reshape(len(self.inverses), -1))
-
-
-class ReferenceScores(Scores):
-    """Scores by any network u and a vector that is learned: c_g(x) = cos(u(g^-1 x), v) (arXiv 2405.14089).
-
-    Its loss, mean over pairs g != h of |cos(u(g x), u(h x))|, keeps the poses of an input apart. The paper's term for
-    artefacts is none here: it compares u of an input that is moved and moved back with u of the input itself, and
-    representations restore inputs exactly.
-
-    Args:
-        rep: how the group moves inputs.
-        net: u, from (B, ...) to (B, ...).
-        features_dim: how many numbers u returns.
-
-    >>> from equirl import Permutation, cyclic
-    >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
-    >>> scores, x = ReferenceScores(swap, nn.Linear(2, 8), 8), torch.rand(5, 2)
-    >>> torch.allclose(scores(swap(1, x)), scores(x).flip(0), atol=1e-6), scores.loss(x).shape
-    (True, torch.Size([]))
-    """
-
-    def __init__(self, rep: Representation, net: nn.Module, features_dim: int) -> None:
-        super().__init__(rep)
-        self.net = net
-        self.reference = nn.Parameter(functional.normalize(torch.randn(positive("features_dim", features_dim)), dim=0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._directions(x) @ functional.normalize(self.reference, dim=0)
-
-    def loss(self, x: Tensor) -> Tensor:
-        u = self._directions(x).transpose(0, 1)  # (B, G, F)
-        n = u.shape[1]
-        return ((u @ u.mT).abs().sum() - len(u) * n) / max(len(u) * n * (n - 1), 1)
-
-    def _directions(self, x: Tensor) -> Tensor:
-        """Return u(g^-1 x) at length 1, shape (G, B, F)."""
-        u = self.net(self._poses(x)).flatten(1)
-        if u.shape[1] != len(self.reference):
-            raise UserError(f"features_dim {len(self.reference)}: expected {u.shape[1]}, as the network returns")
-        return functional.normalize(u, dim=1).view(len(self.inverses), -1, u.shape[1])
-
-
-class Canonicalize(Symmetrizer):
-    """Learned canonicalization: f_c(x) = rho_Y(g) f(rho_X(g)^-1 x), g = argmax_g c_g(x) (arXiv 2310.01647).
-
-    In training mode its own losses join the one that is differentiated: see `with_loss`.
+class Posed(Symmetrizer, ABC):
+    """A symmetrizer that chooses poses by scores, and adds losses of its own to the one that is differentiated.
 
     Args:
         input: how the group moves x.
         output: how the same group moves f(x).
         scores: c, whose representation is `input`.
-        beta: sharpness of the softmax whose gradient the choice has, softmax_g(beta c_g).
-        prior: weight of the cross-entropy of c against the identity, which makes the pose of the training data, that
-            a pretrained f knows, the canonical one.
+        beta: sharpness of softmax_g(beta c_g), whose gradient the choice has and whose probabilities the losses read.
+        prior: weight of the cross-entropy against the identity, which makes the pose of the training data, that a
+            pretrained f knows, the canonical one.
         apart: weight of the scores' own loss.
         tolerance: scores within ``tolerance * max(1, |best|)`` tie; by default 2^10 rounding errors, at most 1/64.
 
     Raises:
         UserError: scores of another representation, or a number out of range.
-
-    >>> from equirl import Permutation, cyclic
-    >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
-    >>> canonical = Canonicalize(swap, swap, OrbitScores(swap, nn.Linear(2, 1))).eval()
-    >>> f, x = nn.Linear(2, 2), torch.rand(5, 2)
-    >>> torch.allclose(canonical(f, swap(1, x)), swap(1, canonical(f, x)))
-    True
     """
 
-    method = "canonical"
+    learns = True
     reads_mode = True
+    reads_scores: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -190,55 +129,135 @@ class Canonicalize(Symmetrizer):
         tolerance: float | None = None,
     ) -> None:
         super().__init__(input, output)
+        if not isinstance(scores, Scores):
+            raise UserError(f"scores {type(scores).__name__}: expected Scores, such as RegularScores(rep, net, shape)")
         if scores.rep != input:
             raise UserError(f"scores of {scores.rep!r} on inputs that move by {input!r}: expected one representation")
-        for name, value in {"beta": beta, "prior": prior, "apart": apart, "tolerance": tolerance or 0.0}.items():
-            if not value >= 0 or (name == "beta" and not value):
-                raise UserError(f"{name} {value!r}: expected a number {'above' if name == 'beta' else 'of at least'} 0")
+        _check_numbers(prior=prior, apart=apart, tolerance=tolerance or 0.0)
+        if not beta > 0:
+            raise UserError(f"beta {beta!r}: expected a number above 0")
         self.scores, self.beta, self.prior, self.apart, self.tolerance = scores, beta, prior, apart, tolerance
 
+    @property
+    def learning(self) -> bool:
+        """Whether the choice has a gradient."""
+        return self.training and torch.is_grad_enabled()
+
+    def scored(self, x: Any) -> Tensor:
+        """Return c_g(x), of the shape that it must have."""
+        if isinstance(x, dict) and not isinstance(self.input, PerKey):
+            raise UserError(f"a dictionary of {', '.join(map(str, x))}: expected a tensor, as {self.input!r} moves")
+        scores: Tensor = self.scores(x)
+        expected = (len(self.input.group), len(first_of(x)))
+        if scores.shape != expected:
+            raise UserError(f"scores of shape {tuple(scores.shape)}: expected {expected}")
+        return scores
+
+    def losses(self, x: Any, scores: Tensor, *others: Tensor) -> Tensor | None:
+        """Return the sum of those weighted losses that are asked for, and of others; None where there are none."""
+        found = [*others]
+        if self.prior:
+            found.append(self.prior * -(self.beta * scores).log_softmax(0)[0].mean())
+        own = self.scores.loss(x) if self.apart else None
+        found += [] if own is None else [self.apart * own]
+        return torch.stack(found).sum() if found else None
+
+
+class Canonicalize(Posed):
+    """Learned canonicalization: f_c(x) = rho_Y(g) f(rho_X(g)^-1 x), g = argmax_g c_g(x) (arXiv 2310.01647).
+
+    In training mode its own losses join the one that is differentiated, as `with_loss` says.
+
+    A function that starts fresh knows no pose, and whichever is chosen, learns it. What it learns from best is a pose
+    in which its outputs are alike, and `align` looks for that, of outputs that the group moves: with Q the output and v
+    fixed numbers, drawn once and for all,
+
+        loss = - align 1/B sum_x sum_g p_g(x) log softmax_g(beta c_g(x)),
+        p(x) = softmax_g(<v, rho_Y(g)^-1 Q(x)> / (sigma(x) temperature)),    sigma their deviation over g.
+
+    Args:
+        input: as `Posed` says, and likewise those after it.
+        align: weight of that loss; where it is not 0, the choice has no gradient but those of the losses.
+        temperature: of p; the lower, the more surely p is at the best pose.
+
+    >>> from equirl import Permutation, cyclic
+    >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
+    >>> canonical = Canonicalize(swap, swap, OrbitScores(swap, torch.nn.Linear(2, 1))).eval()
+    >>> f, x = torch.nn.Linear(2, 2), torch.rand(5, 2)
+    >>> torch.allclose(canonical(f, swap(1, x)), swap(1, canonical(f, x)))
+    True
+    """
+
+    method = "canonical"
+
+    def __init__(
+        self,
+        input: Representation,
+        output: Representation,
+        scores: Scores,
+        beta: float = 1.0,
+        prior: float = 0.0,
+        apart: float = 0.0,
+        tolerance: float | None = None,
+        align: float = 0.0,
+        temperature: float = 0.25,
+    ) -> None:
+        super().__init__(input, output, scores, beta, prior, apart, tolerance)
+        _check_numbers(align=align)
+        if not temperature > 0:
+            raise UserError(f"temperature {temperature!r}: expected a number above 0")
+        self.align, self.temperature = align if _moves(output) and len(input.group) > 1 else 0.0, temperature
+
     def weights(self, branches: Branches) -> Tensor:
-        ties = tied(self._scored(branches.views[0]), self.tolerance)
-        return (ties / ties.sum(0))[self.scores.inverses]  # the pose of g is the view of its inverse
+        ties = tied(self.scored(tree_map(branches.views, lambda view: view[0])), self.tolerance)
+        return (ties / ties.sum(0))[self.input.inverses(ties.device)]  # the pose of g is the view of its inverse
 
     def forward(self, f: Function, x: Any) -> Any:
         """Return f_c(x): of one forward of as many inputs as there are, and as tied poses beside them."""
-        scores = self._scored(x)
-        rows, elements = tied(scores.detach(), self.tolerance).T.nonzero(as_tuple=True)
-        chosen = x if len(rows) == len(x) else x[rows]
-        poses = self.input(self.scores.inverses[elements], chosen)
-        slopes = None
-        if self.training and torch.is_grad_enabled():
-            soft = (self.beta * scores).softmax(0)
-            slopes = soft - soft.detach()  # zero, with the gradient of the softmax
-            seen = x if x.is_floating_point() else x.to(scores.dtype)
-            poses = poses + _mix(slopes, self.input.orbit(seen)[self.scores.inverses])[rows]
-        y = f(poses)
-        y = y[0] if isinstance(y, tuple) else y
-        restored = self.output(elements, y)
-        if slopes is not None:
-            restored = restored + _mix(slopes[:, rows], self.output.orbit(y))
-            restored = with_loss(restored, self._loss(x, scores))
-        return restored if len(rows) == len(x) else _averaged(restored, rows, len(x))
+        scores = self.scored(x)
+        choice = Choice.of(scores, self.tolerance, self.beta, self.learning and not self.align)
+        y = f(choice.poses(self.input, x))
+        restored = choice.averaged(choice.restored(self.output, y[0] if isinstance(y, tuple) else y))
+        if not self.learning:
+            return restored
+        aligned = self._alignment(restored, scores) if self.align else []
+        return with_loss(restored, self.losses(x, scores, *aligned))
 
-    def _scored(self, x: Any) -> Tensor:
-        """Return c_g(x), of the shape that it must have."""
-        if isinstance(x, dict):
-            raise UserError("canonicalization of a dictionary: expected a tensor; scores read one input")
-        scores: Tensor = self.scores(x)
-        if scores.shape != (len(self.input.group), len(x)):
-            raise UserError(f"scores of shape {tuple(scores.shape)}: expected ({len(self.input.group)}, {len(x)})")
-        return scores
+    def _alignment(self, y: Any, scores: Tensor) -> list[Tensor]:
+        """Return the weighted cross-entropy against aligned poses, where the group moves any of the outputs."""
+        with torch.no_grad():
+            back = self.output.undo(tree_map(y, lambda part: part.expand(len(self.input.group), *part.shape)))
+            products = [(views * _fixed(rep, views)).flatten(2).sum(2) for rep, views in _moving(self.output, back)]
+            alike = torch.stack(products).sum(0)
+            kind = torch.finfo(alike.dtype)
+            rounding = 1024 * kind.eps * alike.abs().amax(0) + kind.tiny  # where x is fixed, nothing else is left
+            aim = (alike / (alike.std(0).clamp(min=rounding) * self.temperature)).softmax(0)
+        return [-self.align * (aim * (self.beta * scores).log_softmax(0)).sum(0).mean()]
 
-    def _loss(self, x: Tensor, scores: Tensor) -> Tensor | None:
-        """Return the weighted sum of the losses that are asked for."""
-        parts = []
-        if self.prior:
-            parts.append(self.prior * -scores.log_softmax(0)[0].mean())
-        own = self.scores.loss(x) if self.apart else None
-        if own is not None:
-            parts.append(self.apart * own)
-        return torch.stack(parts).sum() if parts else None
+
+def _moves(rep: Representation) -> bool:
+    parts = rep.keys.values() if isinstance(rep, PerKey) else [rep]
+    return any(not isinstance(part, Trivial) for part in parts)
+
+
+def _moving(rep: Representation, tree: Any) -> list[tuple[Representation, Tensor]]:
+    """Return those parts of a tree that the group moves, each behind how."""
+    if isinstance(rep, PerKey):
+        return [pair for key, part in rep.keys.items() for pair in _moving(part, tree[key])]
+    return [] if isinstance(rep, Trivial) else [(rep, tree)]
+
+
+def _fixed(rep: Representation, views: Tensor) -> Tensor:
+    """Return numbers drawn once and for all, of the shape of those axes of views (G, B, ...) that the group moves."""
+    rank = rep.rank if isinstance(rep, Indexed) else 1
+    drawn = torch.randn(views.shape[-rank:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return drawn.to(views)
+
+
+def _check_numbers(**named: float) -> None:
+    for name, value in named.items():
+        if not value >= 0:
+            raise UserError(f"{name} {value!r}: expected a number of at least 0")
 
 
 class _WithLoss(torch.autograd.Function):
@@ -251,27 +270,25 @@ class _WithLoss(torch.autograd.Function):
         return g, g.new_ones(())
 
 
-def with_loss(y: Tensor, loss: Tensor | None) -> Tensor:
+def with_loss(y: Tree, loss: Tensor | None) -> Tree:
     """Return y, through which whoever differentiates anything made of it differentiates the loss as well.
 
     It is how a network adds a loss of its own to an algorithm that computes another one, such as SB3's, without a
-    change of that: d/dw (L(y) + loss), the loss counted once whatever L is.
+    change of that: d/dw (L(y) + loss), the loss counted once whatever L is. A dictionary carries it in its first entry.
 
     >>> w = torch.ones(1, requires_grad=True)
     >>> (5 * with_loss(2 * w, (3 * w).sum())).sum().backward()
     >>> w.grad
     tensor([13.])
     """
-    return y if loss is None else cast("Tensor", _WithLoss.apply(y, loss))  # type: ignore[no-untyped-call]
+    if loss is None:
+        return y
+    if isinstance(y, dict):
+        first = next(iter(y))
+        return {**y, first: cast("Tensor", with_loss(y[first], loss))}
+    return cast("Tensor", _WithLoss.apply(y, loss))  # type: ignore[no-untyped-call]
 
 
 def _mix(weights: Tensor, views: Tensor) -> Tensor:
     """Return sum_g weights[g] views[g]."""
     return (weights.view(*weights.shape, *[1] * (views.ndim - 2)).to(views.dtype) * views).sum(0)
-
-
-def _averaged(y: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Return the mean of those rows of y that belong to each of `count` inputs."""
-    sums = y.new_zeros(count, *y.shape[1:]).index_add(0, rows, y)
-    numbers = torch.bincount(rows, minlength=count).to(y.dtype)
-    return sums / numbers.view(-1, *[1] * (y.ndim - 1))

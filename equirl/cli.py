@@ -36,7 +36,7 @@ from equirl.console import (
     shown,
 )
 from equirl.errors import UserError
-from equirl.symmetrizers import METHODS
+from equirl.methods import METHODS
 from equirl.values import OF_VALUES
 
 if TYPE_CHECKING:

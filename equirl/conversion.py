@@ -16,8 +16,9 @@ from equirl.evaluation import finite, observations
 from equirl.folders import write_settings, zoo_name
 from equirl.hyperparameters import keyword_arguments
 from equirl.loading import Found, agent_of, fit, fresh_model
+from equirl.methods import NATIVE
 from equirl.runs import Settings, prepared
-from equirl.symmetrizers import NATIVE, Identity
+from equirl.symmetrizers import Identity
 
 _COUNTERS = {"num_timesteps": int, "_n_updates": int, "_episode_num": int, "exploration_rate": float}
 

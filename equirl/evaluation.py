@@ -11,8 +11,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from equirl.agents.wrapping import symmetrize_model
 from equirl.errors import UserError
 from equirl.loading import Found, agent_of
+from equirl.methods import METHODS, NATIVE, unknown_method
 from equirl.runs import EVALUATION_SEED, Settings, make_vec_env
-from equirl.symmetrizers import METHODS, NATIVE, Identity, unknown_method
+from equirl.symmetrizers import Identity
 
 _SIDE_BY_SIDE = 10  # episodes that are played at once, so that the network reads them in one batch
 
@@ -132,8 +133,7 @@ def methods_for(name: str, trained: str) -> list[str]:
     ['identity', 'equitune', 'equizero', 'canonical']
     """
     if name == "all" and trained != NATIVE:
-        fit = [method for method in METHODS if not METHODS[method].reads_features or method == trained]
-        return fit if trained in METHODS else [*fit, trained]
+        return [method for method in METHODS if not METHODS[method].learns or method == trained]
     if name in ("all", trained):
         return [trained]
     methods = list(dict.fromkeys(part.strip() for part in name.split(",")))
@@ -142,7 +142,7 @@ def methods_for(name: str, trained: str) -> list[str]:
             raise unknown_method(method, ["all", *METHODS])
         if method != trained and trained == NATIVE:
             raise UserError(f"method {method!r} for a native agent: expected 'native', which alone its weights fit")
-        if method != trained and METHODS[method].reads_features:
+        if method != trained and METHODS[method].learns:
             raise UserError(f"method {method!r}: expected an agent trained with it, since its weights are learnt")
     return methods
 

@@ -28,6 +28,19 @@ _SWAP_AXES = ("rot90", "rot270", "transpose", "antitranspose")
 _REVERSE_Y, _REVERSE_X = ("flip_y", "rot180"), ("flip_x", "rot180")
 
 
+_PROBE = np.arange(9).reshape(3, 3)
+_NAME_OF = {move(_PROBE).tobytes(): name for name, move in GRID_MAPS.items()}
+
+
+def composed(later: str, earlier: str) -> str:
+    """Return the name of the map that does `earlier` and then `later`.
+
+    >>> composed("rot90", "rot180")
+    'rot270'
+    """
+    return _NAME_OF[GRID_MAPS[later](GRID_MAPS[earlier](_PROBE)).tobytes()]
+
+
 class Grid(Indexed):
     """Turns and mirrors pictures: rep(g, x)[p_g[c], m_g(i, j)] = x[c, i, j].
 
@@ -52,6 +65,7 @@ class Grid(Indexed):
     """
 
     kind = "grid"
+    per_element = ("maps", "channels")
 
     def __init__(
         self,

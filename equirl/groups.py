@@ -102,6 +102,22 @@ class Group:
         names = [f"({a},{b})" for a in self.names for b in other.names]
         return Group(table.reshape(n * m, n * m), names, f"{self.name}x{other.name}")
 
+    def subgroup(self, elements: Sequence[int]) -> Group:
+        """Return the group that some elements form, in this order, the identity first.
+
+        >>> dihedral(4).subgroup([0, 1, 2, 3]), cyclic(6).subgroup([0, 3]).names
+        (C4, ('e', 'r3'))
+        """
+        place = {int(g): i for i, g in enumerate(elements)}
+        if len(place) != len(elements) or not place or elements[0] != 0 or not place.keys() <= set(range(len(self))):
+            raise UserError(f"elements {list(elements)}: expected different ones of {self}, 0, the identity, first")
+        products = self.table[np.ix_(elements, elements)]
+        if not np.isin(products, elements).all():
+            raise UserError(f"elements {list(elements)} of {self}: expected a subgroup, which holds all its products")
+        table = np.vectorize(place.__getitem__)(products)
+        name = next((group.name for group in _standard_groups(len(place)) if np.array_equal(group.table, table)), "")
+        return Group(table, [self.names[g] for g in elements], name)
+
     def to_data(self) -> Any:
         """Return the group as plain JSON data: its name where that says all, else its table."""
         if _is_named(self.name):

@@ -16,8 +16,8 @@ from equirl.errors import UserError
 from equirl.folders import read_settings
 from equirl.foreign import check_frames, current_id, lone_settings, method_of, zoo_settings
 from equirl.hyperparameters import keyword_arguments
+from equirl.methods import NATIVE
 from equirl.runs import Settings, build_model, make_vec_env
-from equirl.symmetrizers import NATIVE
 
 _PICKLES = {"replay_buffer.pkl": "the replay buffer starts empty", "vecnormalize.pkl": "observations stay as they are"}
 

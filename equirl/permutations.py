@@ -41,6 +41,7 @@ class SignedPermutation(Indexed):
     """
 
     kind = "signed_permutation"
+    per_element = ("indices", "signs")
 
     def __init__(
         self, group: Group, indices: ArrayLike, signs: ArrayLike | None = None, centre: ArrayLike | None = None

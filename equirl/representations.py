@@ -73,6 +73,7 @@ class Matrix(Representation):
     """
 
     kind = "matrix"
+    per_element = ("matrices",)
 
     def __init__(self, group: Group, matrices: ArrayLike) -> None:
         super().__init__(group)
@@ -144,6 +145,7 @@ class Tokens(Representation):
     """
 
     kind = "tokens"
+    per_element = ("indices",)
 
     def __init__(self, group: Group, indices: ArrayLike) -> None:
         super().__init__(group)
@@ -215,6 +217,9 @@ class PerKey(Representation):
         if not isinstance(keys, Mapping):
             raise UserError(f"keys {keys!r}: expected a mapping from each key to its representation")
         return cls(group, {key: Representation.from_data(group, data) for key, data in keys.items()})
+
+    def along(self, group: Group, elements: Sequence[int]) -> PerKey:
+        return PerKey(group, {key: rep.along(group, elements) for key, rep in self.keys.items()})
 
     def _get(self, x: Mapping[str, Tensor]) -> list[tuple[str, Representation, Tensor]]:
         if not isinstance(x, Mapping) or set(x) != set(self.keys):

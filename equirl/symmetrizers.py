@@ -11,9 +11,8 @@ return y of shape (B, ...) or the pair (y, features) with features of shape (B, 
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -60,7 +59,10 @@ class Symmetrizer(nn.Module, ABC):
     """
 
     method: ClassVar[str]
+    exact: ClassVar[bool] = True  # whether the result is equivariant whatever was learned
+    learns: ClassVar[bool] = False  # whether it has weights of its own
     reads_features: ClassVar[bool] = False
+    reads_scores: ClassVar[bool] = False
     reads_mode = False  # whether training mode computes something else than evaluation mode
 
     def __init__(self, input: Representation, output: Representation) -> None:
@@ -76,9 +78,9 @@ class Symmetrizer(nn.Module, ABC):
     def branches(self, f: Function, x: Any) -> Branches:
         """Return f of all views of the batch x, computed in one call."""
         views = self.input.orbit(x)
-        y = f(_map(views, lambda view: view.flatten(0, 1)))
+        y = f(tree_map(views, lambda view: view.flatten(0, 1)))
         y, features = y if isinstance(y, tuple) else (y, None)
-        outputs = _map(y, self._rows)
+        outputs = tree_map(y, self._rows)
         return Branches(outputs, self.output.undo(outputs), None if features is None else self._rows(features), views)
 
     def _rows(self, y: Tensor) -> Tensor:
@@ -99,6 +101,7 @@ class Identity(Symmetrizer):
     """Leaves f as it is: f_G(x) = f(x). The plain arm of every comparison."""
 
     method = "identity"
+    exact = False
 
     def weights(self, branches: Branches) -> Tensor:
         weights = _template(branches)
@@ -145,18 +148,17 @@ class Equitune(Symmetrizer):
     def forward(self, f: Function, x: Any) -> Any:
         if self.training and self.orbit_samples is not None:
             return self._sampled(f, x, self.orbit_samples)
-        y = f(_map(self.input.orbit(x), lambda view: view.flatten(0, 1)))  # what `branches` does, by a shorter way
-        undone = self.output.undo(_map(y[0] if isinstance(y, tuple) else y, self._rows))
-        return _map(undone, lambda part: part.mean(0))
+        y = f(tree_map(self.input.orbit(x), lambda view: view.flatten(0, 1)))  # what `branches` does, by a shorter way
+        undone = self.output.undo(tree_map(y[0] if isinstance(y, tuple) else y, self._rows))
+        return tree_map(undone, lambda part: part.mean(0))
 
     def _sampled(self, f: Function, x: Any, k: int) -> Any:
         """Return the mean over k views of each x."""
-        first = next(iter(x.values())) if isinstance(x, dict) else x
+        first = first_of(x)
         elements = self.drawn(len(first), k, first.device).reshape(-1)
-        y = f(self.input(elements, _map(x, lambda part: part.repeat(k, *[1] * (part.ndim - 1)))))
-        inverses = torch.tensor(self.input.group.inverses, device=first.device)[elements]
-        undone = self.output(inverses, y[0] if isinstance(y, tuple) else y)
-        return _map(undone, lambda part: part.unflatten(0, (k, -1)).mean(0))
+        y = f(self.input(elements, tree_map(x, lambda part: part.repeat(k, *[1] * (part.ndim - 1)))))
+        undone = self.output(self.output.inverses(first.device)[elements], y[0] if isinstance(y, tuple) else y)
+        return tree_map(undone, lambda part: part.unflatten(0, (k, -1)).mean(0))
 
     def drawn(self, count: int, k: int, device: torch.device) -> Tensor:
         """Return k elements for each of `count` inputs, each as likely as the others, none twice, shape (k, count)."""
@@ -175,26 +177,53 @@ class LambdaEquitune(Symmetrizer):
     """
 
     method = "lambda"
+    learns = True
     reads_features = True
 
     def __init__(self, input: Representation, output: Representation, features_dim: int, hidden: int = 100) -> None:
         super().__init__(input, output)
-        self.features_dim = features_dim
-        last = nn.Linear(hidden, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.score = nn.Sequential(
-            nn.Linear(features_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last
-        )
+        self.score = _Score(features_dim, hidden)
 
     def weights(self, branches: Branches) -> Tensor:
-        read = branches.views if branches.features is None else branches.features
-        if isinstance(read, dict):
-            raise UserError("lambda-equitune on a dictionary: expected f to return (y, features)")
-        read = _flat(read).to(next(self.parameters()).dtype)
-        if read.shape[-1] != self.features_dim:
-            raise UserError(f"features_dim is {self.features_dim}: expected {read.shape[-1]}, as f returns")
-        return self.score(read).squeeze(-1).softmax(0)  # type: ignore[no-any-return]
+        return self.score(_read(branches, "lambda-equitune")).softmax(0)  # type: ignore[no-any-return]
+
+
+class SoftEquitune(Symmetrizer):
+    """Lets go of a symmetry that is not exact where that pays: f_s(x) = (1 - p(x)) f_G(x) + p(x) f(x).
+
+    The gate p(x) of 0 to 1 is a small net's reading of f's features at x, or of x itself. Its last layer starts at
+    zero, so that training starts from `Equitune`, exactly; what is learned is not equivariant where p(x) is not 0
+    (compare the residual pathways of Finzi et al. 2021, arXiv 2112.01388).
+
+    Args:
+        features_dim: D, the number of features (or of entries of x).
+        hidden: width of the two hidden layers.
+
+    >>> from equirl import Permutation, cyclic
+    >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
+    >>> soft, f = SoftEquitune(swap, swap, 2), lambda x: x * torch.tensor([1.0, 3.0])
+    >>> soft(f, torch.tensor([[1.0, 10.0]])), soft.gate(soft.branches(f, torch.ones(1, 2)))
+    (tensor([[ 2., 20.]], grad_fn=<SumBackward1>), tensor([0.], grad_fn=<_InwardBackward>))
+    """
+
+    method = "soft"
+    exact = False
+    learns = True
+    reads_features = True
+
+    def __init__(self, input: Representation, output: Representation, features_dim: int, hidden: int = 100) -> None:
+        super().__init__(input, output)
+        self.score = _Score(features_dim, hidden)
+
+    def gate(self, branches: Branches) -> Tensor:
+        """Return p(x), shape (B,)."""
+        read = self.score(_read(branches, "soft symmetry")[0])
+        return _Inward.apply(read)  # type: ignore[no-any-return, no-untyped-call]
+
+    def weights(self, branches: Branches) -> Tensor:
+        gate, n = self.gate(branches), len(self.input.group)
+        plain = nn.functional.one_hot(torch.tensor(0), n).to(gate)[:, None]
+        return (1 - gate) / n + gate * plain
 
 
 class Equizero(Symmetrizer):
@@ -241,90 +270,20 @@ class Equizero(Symmetrizer):
         best = _weighted(weights, branches.undone)
         if not self.training:
             return best
-        mean = _map(branches.undone, lambda part: part.mean(0))
-        return _map(best, lambda part, m: part.detach() + (m - m.detach()), mean)  # the value of best, bit for bit
+        mean = tree_map(branches.undone, lambda part: part.mean(0))
+        return tree_map(best, lambda part, m: part.detach() + (m - m.detach()), mean)  # the value of best, bit for bit
 
 
-METHODS: dict[str, type[Symmetrizer]] = {cls.method: cls for cls in (Identity, Equitune, Equizero, LambdaEquitune)}
-"""The methods by name, plain first."""
-NATIVE = "native"  # of networks that are equivariant by construction: it wraps no function, and so is none of METHODS
-
-
-def make_symmetrizer(
-    method: str, input: Representation, output: Representation, features_dim: int | None = None, **options: Any
-) -> Symmetrizer:
-    """Return the symmetrizer of a method's name.
-
-    Args:
-        method: one of `METHODS`.
-        input: how the group moves inputs.
-        output: how the same group moves outputs.
-        features_dim: D, needed by ``"lambda"`` alone.
-        options: further arguments of the method's class.
-
-    Raises:
-        UserError: an unknown method or option, or lambda without `features_dim`.
-
-    >>> from equirl import Permutation, cyclic
-    >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
-    >>> make_symmetrizer("equitune", swap, swap)
-    Equitune(Permutation(C2, size=2) -> Permutation(C2, size=2))
-    """
-    if method not in METHODS:
-        raise unknown_method(method)
-    chosen = METHODS[method]
-    valid = list(inspect.signature(chosen).parameters)[2:]
-    for option in options:
-        if option not in valid:
-            raise unknown(f"option of {method}", option, valid or ["none"])
-    if chosen.reads_features:
-        if features_dim is None:
-            raise UserError(f"method {method!r} without features_dim: expected the number of features that f returns")
-        options["features_dim"] = features_dim
-    return chosen(input, output, **options)
-
-
-def unknown_method(method: object, valid: Iterable[str] = METHODS) -> UserError:
-    """Return the error for a method that is not among the valid ones."""
-    if method == NATIVE:
-        names = ", ".join(valid)
-        return UserError(f"method 'native': expected one of {names}; native is for fresh dqn and qrdqn agents")
-    return unknown("method", method, valid)
-
-
-class Symmetrized(nn.Module):
-    """A module made equivariant; the module stays as it is in `module`, with its own weights."""
-
-    def __init__(self, module: nn.Module, symmetrizer: Symmetrizer) -> None:
-        super().__init__()
-        self.module, self.symmetrizer = module, symmetrizer
-
-    def forward(self, x: Any) -> Any:
-        """Return f_G(x)."""
-        return self.symmetrizer(self.module, x)
-
-
-def symmetrize_module(
-    module: nn.Module,
-    *,
-    method: str,
-    input: Representation,
-    output: Representation,
-    features_dim: int | None = None,
-    **options: Any,
-) -> Symmetrized:
-    """Return a torch module made equivariant, without retraining; its weights are shared, not copied.
-
-    The module maps (B, ...) to (B, ...) or to (y, features); all else is as in `make_symmetrizer`.
-    """
-    return Symmetrized(module, make_symmetrizer(method, input, output, features_dim, **options))
-
-
-def _map(tree: Tree, f: Callable[..., Tensor], *others: Any) -> Tree:
+def tree_map(tree: Tree, f: Callable[..., Tensor], *others: Any) -> Tree:
     """Apply f to a tensor, or to each entry of a dictionary of tensors."""
     if isinstance(tree, dict):
         return {key: f(value, *(other[key] for other in others)) for key, value in tree.items()}
     return f(tree, *others)
+
+
+def first_of(tree: Tree) -> Tensor:
+    """Return a tensor, or the first entry of a dictionary of tensors."""
+    return next(iter(tree.values())) if isinstance(tree, dict) else tree
 
 
 def tied(scores: Tensor, tolerance: float | None) -> Tensor:
@@ -342,9 +301,49 @@ def _weighted(weights: Tensor, undone: Tree) -> Tree:
     def average(part: Tensor) -> Tensor:
         return (weights.to(part.dtype).view(*weights.shape, *[1] * (part.ndim - 2)) * part).sum(0)
 
-    return _map(undone, average)
+    return tree_map(undone, average)
 
 
 def _template(branches: Branches) -> Tensor:
-    first = next(iter(branches.undone.values())) if isinstance(branches.undone, dict) else branches.undone
+    first = first_of(branches.undone)
     return torch.zeros(first.shape[:2], dtype=first.dtype, device=first.device)
+
+
+class _Score(nn.Sequential):
+    """A small net from features (..., D) to numbers (...), which are 0 at the start."""
+
+    def __init__(self, features_dim: int, hidden: int) -> None:
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(nn.Linear(features_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
+
+    def forward(self, read: Tensor) -> Tensor:
+        weight = next(self.parameters())
+        if read.shape[-1] != weight.shape[1]:
+            raise UserError(f"features_dim is {weight.shape[1]}: expected {read.shape[-1]}, as f returns")
+        scores: Tensor = super().forward(read.to(weight.dtype))  # type: ignore[no-untyped-call]
+        return scores.squeeze(-1)
+
+
+def _read(branches: Branches, what: str) -> Tensor:
+    """Return what a small net reads of every view, shape (G, B, D): f's features, else the view."""
+    read = branches.views if branches.features is None else branches.features
+    if isinstance(read, dict):
+        raise UserError(f"{what} on a dictionary: expected f to return (y, features)")
+    return _flat(read)
+
+
+class _Inward(torch.autograd.Function):
+    """Numbers cut to 0..1; the gradient of those at or beyond an end passes where it leads back inside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        outward = ((x <= 0) & (g > 0)) | ((x >= 1) & (g < 0))
+        return g.masked_fill(outward, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -13,7 +14,7 @@ from equirl._maps import Map, compose, order_of, parse_map, representation_of
 from equirl._spaces import check_bounds, check_space, fitted
 from equirl.errors import UserError, unknown
 from equirl.groups import Group, closure, trivial
-from equirl.representations import Representation, Trivial
+from equirl.representations import PerKey, Representation, Trivial
 
 
 class Symmetry(dict[str, Any]):
@@ -120,6 +121,45 @@ class Symmetry(dict[str, Any]):
         )
         seen_maps, done_maps = zip(*elements, strict=True)
         return Symmetry(representation_of(group, seen_maps), representation_of(group, done_maps), name)
+
+    @staticmethod
+    def per_key(symmetries: Mapping[str, str | Mapping[str, Any]], name: str = "") -> Symmetry:
+        """Return the symmetry of a dictionary of observations each of which has a group of its own.
+
+        The group is their product: (g_1, ..., g_N) moves the k-th entry by g_k alone, and actions by each in turn.
+
+        Args:
+            symmetries: of every key of the observations, as `resolve_symmetry` takes them; "none" where nothing moves.
+            name: what it is called.
+
+        Raises:
+            UserError: no keys, or actions of different symmetries that do not commute.
+
+        >>> left, up = ({"generators": [[{"signs": [-1, 1]}, move]]} for move in ([1, 0, 2, 3], [0, 1, 3, 2]))
+        >>> Symmetry.per_key({"feet": left, "head": up}).group
+        C2xC2
+        """
+        if not isinstance(symmetries, Mapping) or not symmetries:
+            raise UserError(f"symmetries {symmetries!r}: expected a mapping from each key to its symmetry")
+        parts = {key: resolve_symmetry(value) for key, value in symmetries.items()}
+        alone = []
+        for key, part in parts.items():
+            still = dict.fromkeys(parts, Trivial(part.group))
+            alone.append(Symmetry(PerKey(part.group, {**still, key: part.observation}), part.action))
+        whole = reduce(Symmetry.__mul__, alone)
+        return Symmetry(whole.observation, whole.action, name)
+
+    def __mul__(self, other: Symmetry) -> Symmetry:
+        """Return the symmetry of the product group, whose factors move both observations and actions as before.
+
+        Raises:
+            UserError: factors that do not commute, or that act on different observations or actions.
+
+        >>> flip = Symmetry.generated_by(("flip_x", [1, 0, 2, 3]))
+        >>> (flip * Symmetry.generated_by(("flip_y", [0, 1, 3, 2]))).group
+        C2xC2
+        """
+        return Symmetry(self.observation * other.observation, self.action * other.action)
 
     def check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """Raise a `UserError` unless the symmetry acts on these Gymnasium spaces."""

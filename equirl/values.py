@@ -18,7 +18,7 @@ from equirl.hyperparameters import (
     named_callables,
     policy_part,
 )
-from equirl.symmetrizers import METHODS, NATIVE, unknown_method
+from equirl.methods import METHODS, NATIVE, unknown_method
 from equirl.symmetry import registered_symmetries, resolve_symmetry
 
 Check = tuple[Callable[[Any], bool], str]
@@ -39,7 +39,7 @@ _FILLED = {
 # Keyword arguments of SB3's and Gymnasium's wrappers and callbacks that name a file or folder to be written.
 _WRITTEN = {"filename", "folder", "video_folder", "save_path", "log_path", "best_model_save_path"}
 VALUE_ALGORITHMS = ("dqn", "qrdqn")
-OF_VALUES = (NATIVE, "canonical")
+OF_VALUES = (NATIVE,)
 """The methods that only their policies have."""
 NOISES = ("normal", "ornstein-uhlenbeck")
 
@@ -218,7 +218,7 @@ def methods_of(algo: str) -> list[str]:
     """Return the methods of an algorithm's policies.
 
     >>> methods_of("dqn")[-2:], methods_of("ppo")[-1]
-    (['native', 'canonical'], 'lambda')
+    (['soft', 'native'], 'soft')
     """
     return [*METHODS, *(OF_VALUES if algo in VALUE_ALGORITHMS else [])]
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from torch import nn
 
 from equirl.errors import UserError
+from equirl.methods import Symmetrized, symmetrize_module
 from equirl.representations import Representation
-from equirl.symmetrizers import Symmetrized, symmetrize_module
+from equirl.scores import Shape
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -25,6 +26,7 @@ def symmetrize(
     input: Representation,
     output: Representation,
     features_dim: int | None = None,
+    shape: Shape | None = None,
     **options: Any,
 ) -> Symmetrized: ...
 
@@ -46,7 +48,8 @@ def symmetrize(
         target: any module from (B, ...) to (B, ...) or (y, features); or a DQN, QR-DQN, PPO, A2C, SAC or TD3 agent.
         symmetry: for agents: a registered name such as ``"CartPole-v1"``, a `Symmetry`, or its plain JSON data.
         method: one of `equirl.METHODS` (Basu et al. 2023, arXiv 2210.06475 and 2305.09900).
-        options: for modules `input`, `output` and, for lambda, `features_dim`; further arguments of the method, such as
+        options: for modules `input`, `output` and, where the method needs them, `features_dim` (lambda, soft) or
+            `shape` (canonical, product), as `make_symmetrizer` says; further arguments of the method, such as
             ``score="entropy"`` for equizero.
 
     Raises:

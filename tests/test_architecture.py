@@ -17,15 +17,17 @@ CHAIN = ("errors", "groups", "representations", "symmetry", "symmetrizers", "net
 MAY_IMPORT = {layer: set(CHAIN[: place + 1]) for place, layer in enumerate(CHAIN)}
 MAY_IMPORT["checks"] = {*MAY_IMPORT["symmetrizers"], "checks"}
 MAY_IMPORT["verification"] = {*MAY_IMPORT["symmetry"], "verification"}
-MAY_IMPORT["canonicalizers"] = {*CHAIN, "canonicalizers"}
-MAY_IMPORT["multigroup"] = {*CHAIN, "multigroup"}
+for place, layer_on_networks in enumerate(LATER := ("canonicalizers", "multigroup", "methods")):
+    MAY_IMPORT[layer_on_networks] = {*CHAIN, *LATER[: place + 1]}
 CORE = set(MAY_IMPORT)
 MAY_IMPORT["envs"] = {*MAY_IMPORT["verification"], "envs"}
 MAY_IMPORT["agents"] = {*CORE, "agents"}
 # Files that share a layer. A file of no layer is on top: it may import all, and no layer may import it.
-LAYER_OF_FILE = dict.fromkeys(("_representation", "grids", "permutations"), "representations")
+LAYER_OF_FILE = dict.fromkeys(("_representation", "grids", "permutations", "products"), "representations")
 LAYER_OF_FILE |= dict.fromkeys(("_maps", "_spaces"), "symmetry")
-LAYER_OF_FILE |= dict.fromkeys(("_chains", "_expanded", "convolutions", "layers"), "networks")
+LAYER_OF_FILE |= dict.fromkeys(("_chains", "_expanded", "convolutions", "layers"), "networks") | {
+    "scores": "canonicalizers"
+}
 
 NOT_IN_THE_CORE = {"stable_baselines3", "sb3_contrib", "typer", "rich"}
 TOP_LEVEL = {"equirl", "agents", "envs", "tests", "configs", "docs", ".ci", ".gitignore", "constraints.txt"}
@@ -98,7 +100,8 @@ def test_imports_point_one_way():
         ("equirl.networks", "from stable_baselines3.common import policies"),
         ("equirl.checks", "from equirl.networks import LambdaNet"),
         ("equirl.checks", "import rich.table"),
-        ("equirl.multigroup", "from equirl.canonicalizers import Canonicalizer"),
+        ("equirl.canonicalizers", "from equirl.multigroup import Product"),
+        ("equirl.scores", "from equirl.methods import METHODS"),
         ("equirl.envs.gridworld", "from equirl.agents import dqn"),
         ("equirl.envs.gridworld", "from equirl.symmetrizers import Equitune"),
         ("equirl.agents.dqn", "import equirl.envs"),

@@ -1,6 +1,6 @@
 """Learned canonicalization is exact, sees no orbit, learns through its choice, and adds its losses to any other."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +19,15 @@ from equirl import (
     equivariance_error,
     symmetric,
 )
-from equirl.canonicalizers import Canonicalize, GridScores, OrbitScores, ReferenceScores, with_loss
+from equirl.canonicalizers import (
+    Canonicalize,
+    CentroidScores,
+    GridScores,
+    OrbitScores,
+    ReferenceScores,
+    RegularScores,
+    with_loss,
+)
 from equirl.symmetrizers import Symmetrizer
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -37,8 +45,8 @@ def on_vectors(rep: Any, size: int) -> dict[str, Any]:
     }
 
 
-def permuted(group: Any, rep: Any = None) -> Any:
-    return Permutation.regular(group) if rep is None else rep
+def on_pictures(rep: Any) -> dict[str, Any]:
+    return {"grid": lambda: GridScores(rep, (2, 5, 5)), "centroids": lambda: CentroidScores(rep, (2, 5, 5))}
 
 
 C2, C4, D4 = cyclic(2), cyclic(4), dihedral(4)
@@ -54,11 +62,11 @@ CASES: dict[str, Any] = {
     "S3": (S3, (3,), S3, 3, on_vectors(S3, 3)),
     "C4 pictures": (
         *(Grid(C4), (2, 5, 5), Permutation.regular(C4), 4),
-        {"grid": lambda: GridScores(Grid(C4), (2, 5, 5)), **on_vectors(Grid(C4), 50)},
+        {**on_pictures(Grid(C4)), **on_vectors(Grid(C4), 50)},
     ),
     "D4 pictures": (
         *(Grid(D4), (2, 5, 5), Trivial(D4), 3),
-        {"grid": lambda: GridScores(Grid(D4), (2, 5, 5)), **on_vectors(Grid(D4), 50)},
+        {**on_pictures(Grid(D4)), **on_vectors(Grid(D4), 50)},
     ),
 }
 PAIRS = [(case, name) for case, (*_, scores) in CASES.items() for name in scores]
@@ -186,6 +194,34 @@ def test_losses_are_added_once_whatever_is_differentiated():
     assert all(torch.allclose(o, b + e, atol=1e-9) for o, b, e in zip(ours, bare, expected, strict=True))
 
 
+@pytest.mark.parametrize("case", ["C4 pictures", "S3", "C4 matrices"])
+def test_aligned_poses_are_those_in_which_outputs_are_alike(case):
+    """One input after another, and the choice itself has no gradient."""
+    canonical, f, x = made(case, "orbit", align=2.0, temperature=0.5)
+    rep, n = canonical.output, len(canonical.input.group)
+    y, c = canonical(f, x).detach(), canonical.scores(x)
+    v = torch.randn(y.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    losses = []
+    for i in range(len(x)):
+        alike = torch.stack([(v * rep(rep.group.inverse(g), y[i : i + 1])[0]).sum() for g in range(n)])
+        aim = (alike / alike.std() / 0.5).softmax(0) if i < 9 else torch.full((n,), 1 / n)  # fixed points
+        losses.append(-(aim * c[:, i].log_softmax(0)).sum())
+    learned = list(canonical.scores.parameters())
+    expected = torch.autograd.grad(2.0 * torch.stack(losses).mean(), learned)
+    ours = torch.autograd.grad(canonical(f, x).pow(3).sum(), learned)
+    assert all(torch.allclose(one, other, atol=1e-9) for one, other in zip(ours, expected, strict=True))
+    assert any(each.abs().max() > 1e-6 for each in ours)
+
+
+def test_poses_of_invariant_outputs_are_not_aligned():
+    canonical, f, x = made("D4 pictures", "grid", align=2.0)
+    bare, _, _ = made("D4 pictures", "grid")
+    bare.load_state_dict(canonical.state_dict())
+    ours, theirs = (torch.autograd.grad(each(f, x).sum(), list(each.parameters())) for each in (canonical, bare))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert any(each.abs().max() > 0 for each in ours)
+
+
 def test_the_loss_of_a_reference_keeps_poses_apart():
     canonical, _, x = made("S3", "reference")
     u = torch.stack([nn.functional.normalize(canonical.scores.net(canonical.input(g, x)), dim=1) for g in range(6)])
@@ -242,6 +278,13 @@ def test_a_loss_passes_through_in_evaluation_and_without_gradients():
         (lambda: made("C2 signs", "orbit", prior=-1), "prior -1: expected a number of at least 0"),
         (lambda: made("C2 signs", "orbit", apart=float("nan")), "apart nan"),
         (lambda: made("C2 signs", "orbit", tolerance=-1), "tolerance -1"),
+        (lambda: made("C2 signs", "orbit", align=-1), "align -1"),
+        (lambda: made("C2 signs", "orbit", temperature=0), "temperature 0"),
+        (lambda: RegularScores(Grid(C4), perceptron(75, 5), (3, 5, 5)), "scores of shape (5,) an input: expected (4,)"),
+        (lambda: RegularScores(Grid(C4), perceptron(75, 4), (3, 5, 5)), "scores that move otherwise than C4"),
+        (lambda: CentroidScores(Grid(C4), (3, 5, 5), rate=0), "rate 0: expected a number above 0"),
+        (lambda: CentroidScores(cast("Any", SIGNS), (3, 5, 5)), "expected pictures of layout 'CHW'"),
+        (lambda: OrbitScores(SIGNS, perceptron(3, 2), (3,)), "expected one number an input"),
         (lambda: ReferenceScores(SIGNS, perceptron(3, 8), 0), "features_dim 0"),
         (lambda: ReferenceScores(SIGNS, perceptron(3, 8), 7)(torch.zeros(1, 3)), "features_dim 7: expected 8"),
         (lambda: OrbitScores(SIGNS, perceptron(3, 2))(torch.zeros(1, 3)), "expected one number an input"),

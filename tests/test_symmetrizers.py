@@ -556,10 +556,10 @@ def test_lambda_sends_gradients_to_the_network_it_weighs():
 
 def test_make_symmetrizer_makes_every_method():
     for name, kind in METHODS.items():
-        made = make_symmetrizer(name, SWAP, Trivial(C2), features_dim=4)
+        made = make_symmetrizer(name, SWAP, Trivial(C2), features_dim=4, shape=(2,))
         assert type(made) is kind
         assert (made.method, made.input, made.output) == (name, SWAP, Trivial(C2))
-    assert list(METHODS) == ["identity", "equitune", "equizero", "lambda"]
+    assert list(METHODS) == ["identity", "equitune", "equizero", "lambda", "canonical", "product", "soft"]
     assert make_symmetrizer("equizero", SWAP, SWAP, score="entropy", tolerance=0.5).tolerance == 0.5
     assert make_symmetrizer("lambda", SWAP, SWAP, features_dim=4, hidden=7).score[0].out_features == 7
     assert (
@@ -571,10 +571,10 @@ def test_make_symmetrizer_makes_every_method():
 def test_symmetrize_shares_the_weights_of_any_module(method):
     rep, shape, out, size = CELLS["C4, grid to quantiles"]
     net = Net(rep, shape, size, True)
-    made = symmetrize(net, method=method, input=rep, output=out, features_dim=WIDTH)
+    made = symmetrize(net, method=method, input=rep, output=out, features_dim=WIDTH, shape=shape)
     assert made.module is net
     x = to(batch_of(rep, shape, 3), torch.float32)
-    assert (equivariance_error(made, rep, out, x) <= 1e-5) == (method != "identity")
+    assert (equivariance_error(made, rep, out, x) <= 1e-5) == (method != "identity")  # soft is so at the start
     before = made(x)
     with torch.no_grad():
         list(net.parameters())[-1].add_(1.0)  # the bias of the last layer
@@ -587,19 +587,20 @@ def test_symmetrize_shares_the_weights_of_any_module(method):
 def test_state_dicts_hold_parameters_and_nothing_else(name):
     """Weights of a plain agent must load strictly: no tables, no buffers, before and after the first call."""
     rep, shape, out, size = CELLS["D4, grid to permutation"]
-    symmetrizer = make_symmetrizer(name, rep, out, features_dim=WIDTH)
+    symmetrizer = make_symmetrizer(name, rep, out, features_dim=WIDTH, shape=shape)
     symmetrizer(Net(rep, shape, size, True), to(batch_of(rep, shape, 2), torch.float32))
     layers = [f"score.{layer}.{part}" for layer in (0, 2, 4) for part in ("weight", "bias")]
-    assert list(symmetrizer.state_dict()) == (layers if name == "lambda" else [])
+    if name not in ("canonical", "product"):  # whose scores have weights of their own
+        assert list(symmetrizer.state_dict()) == (layers if METHODS[name].learns else [])
+        assert not list(symmetrizer.buffers())
     assert list(symmetrizer.state_dict()) == [key for key, _ in symmetrizer.named_parameters()]
-    assert not list(symmetrizer.buffers())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_copies_and_pickles_give_the_same_values(name):
     rep, shape, out, size = CELLS["C2xC2, grid to signed"]
     net, x = Net(rep, shape, size, True), to(batch_of(rep, shape, 2), torch.float32)
-    symmetrizer = make_symmetrizer(name, rep, out, features_dim=WIDTH).eval()
+    symmetrizer = make_symmetrizer(name, rep, out, features_dim=WIDTH, shape=shape).eval()
     for parameter in symmetrizer.parameters():
         nn.init.normal_(parameter)
     for other in (copy.deepcopy(symmetrizer), pickle.loads(pickle.dumps(symmetrizer))):
@@ -610,7 +611,7 @@ def test_copies_and_pickles_give_the_same_values(name):
 def test_one_group_with_one_element_changes_nothing():
     rep = Permutation(cyclic(1), [[0, 1]])
     for name in METHODS:
-        symmetrizer = make_symmetrizer(name, rep, rep, features_dim=2)
+        symmetrizer = make_symmetrizer(name, rep, rep, features_dim=2, shape=(2,))
         assert symmetrizer(times(1.0, 3.0), X).tolist() == [[1.0, 30.0]]
 
 
@@ -633,6 +634,10 @@ def test_a_method_is_its_weights():
         (lambda: Equitune(SWAP, Trivial(cyclic(4))), "inputs move by C2 and outputs by C4: expected one group"),
         (lambda: make_symmetrizer("equitun", SWAP, SWAP), "unknown method 'equitun': .* did you mean 'equitune'"),
         (lambda: make_symmetrizer("lambda", SWAP, SWAP), "method 'lambda' without features_dim: expected the number"),
+        (lambda: make_symmetrizer("canonical", SWAP, SWAP), "method 'canonical' without scores or shape: expected"),
+        (lambda: make_symmetrizer("canonical", SWAP, SWAP, shape=(3,)), "acts on 2 entries, got shape"),
+        (lambda: make_symmetrizer("canonical", SWAP, SWAP, shape=(2,), scores="nets"), "unknown scores 'nets'"),
+        (lambda: make_symmetrizer("product", SWAP, SWAP, shape=(2,), hiden=3), "unknown option of product 'hiden'"),
         (lambda: make_symmetrizer("equizero", SWAP, SWAP, scor="max"), "unknown option of equizero 'scor': .* 'score'"),
         (lambda: make_symmetrizer("equitune", SWAP, SWAP, score="max"), "unknown option of equitune 'score'"),
         (lambda: Equitune(SWAP, SWAP, orbit_samples=0), "orbit_samples 0: expected a whole number from 1 to 2"),

@@ -23,12 +23,13 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from torch import nn
 
-from equirl import METHODS, Grid, Matrix, Symmetry, Trivial, cyclic, equivariance_error, resolve_symmetry
+from equirl import Grid, Matrix, Symmetry, Trivial, cyclic, equivariance_error, resolve_symmetry
 from equirl.agents.actor_critic import ActorCriticPolicy, CnnPolicy, MlpPolicy, MultiInputPolicy
 from equirl.agents.extractors import SizedCombinedExtractor, SmallCNN
 from equirl.errors import UserError
 
-EQUIVARIANT = [method for method in METHODS if method != "identity"]
+METHODS = ("identity", "equitune", "equizero", "lambda")  # test_designs.py has the others
+EQUIVARIANT = METHODS[1:]
 ALGORITHMS: dict[str, Any] = {"ppo": PPO, "a2c": A2C}
 QUICK: dict[str, Any] = {
     "ppo": {"seed": 0, "n_steps": 16, "batch_size": 8, "n_epochs": 1, "learning_rate": 1e-3},

@@ -15,9 +15,8 @@ from torch import nn
 import equirl.envs  # noqa: F401, registers equirl/GridWorld-v0
 from equirl import Symmetry, equivariance_error, symmetrize
 from equirl.agents import dqn, qrdqn
-from equirl.agents.canonical import canonicalizer
 from equirl.agents.dqn import DQN
-from equirl.canonicalizers import GridScores, OrbitScores
+from equirl.canonicalizers import CentroidScores, GridScores, OrbitScores
 from equirl.errors import UserError
 
 LAKE = ["SFFF", "FHFF", "FFFF", "FFFG"]
@@ -132,9 +131,10 @@ def test_plain_weights_fit_and_scores_come_fresh():
 
 def test_scores_fit_the_observations():
     of = {case: build(case).q_net.symmetrizer.scores for case in CASES}
-    assert [type(each) for each in of.values()] == [OrbitScores, GridScores, OrbitScores]
-    wide = build("GridWorld", symmetrizer_kwargs={"width": 1.0}).q_net.symmetrizer.scores
-    count = [sum(p.numel() for p in each.parameters()) for each in (wide, of["GridWorld"])]
+    assert [type(each) for each in of.values()] == [OrbitScores, CentroidScores, OrbitScores]
+    nets = [build("GridWorld", symmetrizer_kwargs={"width": width}).q_net.symmetrizer.scores for width in (1.0, 0.5)]
+    assert [type(each) for each in nets] == [GridScores, GridScores]
+    count = [sum(p.numel() for p in each.parameters()) for each in nets]
     assert count[0] > 2 * count[1]
 
 
@@ -142,6 +142,8 @@ def test_scores_fit_the_observations():
     ("options", "words"),
     [
         ({"score": "max"}, "option of canonical 'score'"),
+        ({"scores": "centroid"}, "scores 'centroid'"),
+        ({"temperature": 0}, "temperature 0"),
         ({"hidden": 0}, "hidden 0: expected a whole number of at least 1"),
         ({"prior": -1}, "prior -1"),
         ({"beta": 0}, "beta 0"),
@@ -152,10 +154,3 @@ def test_mistakes_are_told_in_one_line(options, words):
         build("CartPole", symmetrizer_kwargs=options)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_dictionaries_are_refused():
-    space = spaces.Dict({"a": spaces.Box(-1, 1, (2,))})
-    symmetry = Symmetry.generated_by(({"keys": {"a": [1, 0]}}, [1, 0]))
-    with pytest.raises(UserError, match="method 'canonical' on a Dict"):
-        canonicalizer(symmetry, space)

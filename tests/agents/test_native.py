@@ -30,8 +30,8 @@ from equirl.convolutions import Collapse
 from equirl.errors import UserError
 from equirl.evaluation import methods_for
 from equirl.layers import Project
+from equirl.methods import METHODS, make_symmetrizer
 from equirl.networks import NativeCNN
-from equirl.symmetrizers import METHODS, make_symmetrizer
 
 QUICK: dict[str, Any] = {
     "seed": 0,

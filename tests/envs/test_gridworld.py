@@ -180,9 +180,9 @@ def assert_same_infos(left, right):
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-@pytest.mark.parametrize("limit", [1, 5])
-def test_agrees_with_sync_vector_env(mode, limit):
-    options = {"size": 3, "n_walls": 2, "max_episode_steps": limit}
+@pytest.mark.parametrize(("limit", "wind"), [(1, 0.0), (5, 0.0), (5, 0.5)])
+def test_agrees_with_sync_vector_env(mode, limit, wind):
+    options = {"size": 3, "n_walls": 2, "wind": wind, "max_episode_steps": limit}
     envs = GridWorldVectorEnv(num_envs=3, autoreset_mode=mode, **options)
     reference: Any = SyncVectorEnv([lambda: gym.make("equirl/GridWorld-v0", **options)] * 3, autoreset_mode=mode)
     envs.reset(seed=8)
