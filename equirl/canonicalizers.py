@@ -28,7 +28,6 @@ from equirl.scores import (
     ReferenceScores,
     RegularScores,
     Scores,
-    scores_for,
 )
 from equirl.symmetrizers import Branches, Function, Symmetrizer, first_of, tied, tree_map
 
@@ -43,7 +42,6 @@ __all__ = [
     "ReferenceScores",
     "RegularScores",
     "Scores",
-    "scores_for",
     "with_loss",
 ]
 
@@ -153,11 +151,20 @@ class Posed(Symmetrizer, ABC):
             raise UserError(f"scores of shape {tuple(scores.shape)}: expected {expected}")
         return scores
 
-    def losses(self, x: Any, scores: Tensor, *others: Tensor) -> Tensor | None:
-        """Return the sum of those weighted losses that are asked for, and of others; None where there are none."""
-        found = [*others]
-        if self.prior:
-            found.append(self.prior * -(self.beta * scores).log_softmax(0)[0].mean())
+    def aims(self, y: Any) -> list[tuple[float, Tensor]]:
+        """Return what softmax_g(beta c_g) is to come near to, each a weight and probabilities that fit (G, B)."""
+        if not self.prior:
+            return []
+        first = first_of(y)
+        identity = torch.eye(len(self.input.group), 1, dtype=first.dtype, device=first.device)
+        return [(self.prior, identity)]
+
+    def losses(self, x: Any, y: Any, scores: Tensor) -> Tensor | None:
+        """Return the sum of the weighted losses that are asked for, None if there are none."""
+        found, aims = [], self.aims(y)
+        if aims:
+            chances = (self.beta * scores).log_softmax(0)
+            found = [-weight * (aim * chances).sum(0).mean() for weight, aim in aims]
         own = self.scores.loss(x) if self.apart else None
         found += [] if own is None else [self.apart * own]
         return torch.stack(found).sum() if found else None
@@ -200,7 +207,7 @@ class Canonicalize(Posed):
         apart: float = 0.0,
         tolerance: float | None = None,
         align: float = 0.0,
-        temperature: float = 0.25,
+        temperature: float = 0.5,
     ) -> None:
         super().__init__(input, output, scores, beta, prior, apart, tolerance)
         _check_numbers(align=align)
@@ -220,11 +227,11 @@ class Canonicalize(Posed):
         restored = choice.averaged(choice.restored(self.output, y[0] if isinstance(y, tuple) else y))
         if not self.learning:
             return restored
-        aligned = self._alignment(restored, scores) if self.align else []
-        return with_loss(restored, self.losses(x, scores, *aligned))
+        return with_loss(restored, self.losses(x, restored, scores))
 
-    def _alignment(self, y: Any, scores: Tensor) -> list[Tensor]:
-        """Return the weighted cross-entropy against aligned poses, where the group moves any of the outputs."""
+    def aims(self, y: Any) -> list[tuple[float, Tensor]]:
+        if not self.align:
+            return super().aims(y)
         with torch.no_grad():
             back = self.output.undo(tree_map(y, lambda part: part.expand(len(self.input.group), *part.shape)))
             products = [(views * _fixed(rep, views)).flatten(2).sum(2) for rep, views in _moving(self.output, back)]
@@ -232,7 +239,7 @@ class Canonicalize(Posed):
             kind = torch.finfo(alike.dtype)
             rounding = 1024 * kind.eps * alike.abs().amax(0) + kind.tiny  # where x is fixed, nothing else is left
             aim = (alike / (alike.std(0).clamp(min=rounding) * self.temperature)).softmax(0)
-        return [-self.align * (aim * (self.beta * scores).log_softmax(0)).sum(0).mean()]
+        return [*super().aims(y), (self.align, aim)]
 
 
 def _moves(rep: Representation) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from equirl.canonicalizers import Canonicalize, Posed
 from equirl.errors import UserError, unknown
+from equirl.layers import positive
 from equirl.multigroup import Product
-from equirl.representations import Representation
-from equirl.scores import Shape, scores_for
+from equirl.representations import Grid, PerKey, Representation, Trivial
+from equirl.scores import CentroidScores, GridScores, KeyScores, OrbitScores, Scores, Shape
 from equirl.symmetrizers import Equitune, Equizero, Identity, LambdaEquitune, SoftEquitune, Symmetrizer
 
 METHODS: dict[str, type[Symmetrizer]] = {
@@ -22,6 +24,46 @@ METHODS: dict[str, type[Symmetrizer]] = {
 EXACT = tuple(name for name, method in METHODS.items() if method.exact)
 """Those whose result is equivariant whatever was learned."""
 NATIVE = "native"  # of networks that are equivariant by construction: it wraps no function, and so is none of METHODS
+
+SCORES_BY_NAME = ("centroids", "convolutions", "network")
+"""`CentroidScores`, `GridScores`, and `OrbitScores` of two hidden layers."""
+
+
+def scores_for(
+    rep: Representation, shape: Shape, pictures: str = "convolutions", hidden: int = 64, width: float = 0.5
+) -> Scores:
+    """Return fresh scores of inputs of a shape: of each entry of a dictionary that moves, summed.
+
+    Args:
+        rep: how the group moves inputs.
+        shape: of one input, or of those entries of a dictionary that are to be read.
+        pictures: one of `SCORES_BY_NAME`, for pictures that move by a `Grid` channels first; others have "network".
+        hidden: width of the two hidden layers of "network".
+        width: a factor for the channels of "convolutions".
+
+    Raises:
+        UserError: an unknown name, or a number out of range.
+
+    >>> from equirl import cyclic
+    >>> type(scores_for(Grid(cyclic(4)), (3, 9, 9), "centroids")).__name__
+    'CentroidScores'
+    """
+    if pictures not in SCORES_BY_NAME:
+        raise unknown("scores", pictures, SCORES_BY_NAME)
+    positive("hidden", hidden)
+    if isinstance(shape, Mapping):
+        keys = rep.keys if isinstance(rep, PerKey) else dict.fromkeys(shape, rep)
+        moved = {key: part for key, part in shape.items() if not isinstance(keys[key], Trivial)}
+        parts = {key: scores_for(keys[key], part, pictures, hidden, width) for key, part in moved.items()}
+        return KeyScores(PerKey(rep.group, keys), parts)
+    if isinstance(rep, Grid) and rep.layout == "CHW" and len(shape) == 3:
+        if pictures == "centroids":
+            return CentroidScores(rep, shape)
+        if pictures == "convolutions" and not any(rep.shift):
+            return GridScores(rep, shape, width)
+    layers = [nn.Flatten(), nn.Linear(math.prod(shape), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+    return OrbitScores(rep, nn.Sequential(*layers, nn.Linear(hidden, 1)), shape)
+
 
 _OF_SCORES = tuple(inspect.signature(scores_for).parameters)[2:]
 

@@ -45,7 +45,7 @@ class Product(Posed):
         UserError: what `Factors` refuses, a place that is none, or what `Posed` refuses.
 
     >>> from equirl import Grid, Trivial, cyclic
-    >>> from equirl.scores import scores_for
+    >>> from equirl.methods import scores_for
     >>> flips = Grid(cyclic(2), ["identity", "flip_x"]) * Grid(cyclic(2), ["identity", "flip_y"])
     >>> design = Product(flips, flips, scores_for(flips, (3, 8, 8))).eval()
     >>> f, x = nn.Conv2d(3, 3, 3, padding=1), torch.rand(2, 3, 8, 8)
@@ -106,7 +106,7 @@ class Product(Posed):
             else:
                 found.append(choice.averaged(choice.restored(term.output, part)))
         mean = tree_map(found[0], lambda *parts: torch.stack(parts).mean(0), *found[1:])
-        return with_loss(mean, self.losses(x, scores)) if self.learning else mean
+        return with_loss(mean, self.losses(x, mean, scores)) if self.learning else mean
 
 
 class _Term:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -14,7 +13,7 @@ from torch.nn import functional
 from equirl.errors import UserError, unknown
 from equirl.layers import positive
 from equirl.networks import NativeCNN
-from equirl.representations import Grid, PerKey, Representation, Trivial
+from equirl.representations import Grid, PerKey, Representation
 
 Shape = Sequence[int] | Mapping[str, Sequence[int]]
 """Of one input, or of each entry of a dictionary."""
@@ -161,14 +160,31 @@ class CentroidScores(Scores):
         rows, columns = (torch.linspace(-1, 1, side, dtype=torch.float64) for side in shape[1:])
         places = torch.stack([columns.expand(len(rows), -1), rows[:, None].expand(-1, len(columns))])
         self.register_buffer("places", places.float(), persistent=False)
+        self._kept: tuple[Tensor, Tensor] | None = None  # weights, and what was made of them without gradients
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = x.dtype if x.is_floating_point() else self.dtype
-        mass = x.to(kind).abs().flatten(2)
+        mass = x.abs() if x.is_floating_point() else x.to(self.dtype)
+        mass = mass.flatten(2)
         mass = mass / mass.sum(2, keepdim=True).clamp(min=1e-6)
-        template = torch.einsum("cd,dhw->chw", self.rate * self.weight, self.places).to(kind)
-        # <T, g^-1 x> = <g T, x>, since the group permutes entries
-        return self.rep.orbit(template[None]).flatten(1) @ mass.flatten(1).T  # type: ignore[no-any-return]
+        return self._templates().to(mass.dtype) @ mass.flatten(1).T
+
+    def _templates(self) -> Tensor:
+        """Return g T with <T, x> = sum_k <a_k, centroid_k(x)>, shape (G, C * H * W): <T, g^-1 x> = <g T, x>.
+
+        Without gradients they are kept, and compared by all bits of the weights, which optimizers change in silence.
+        """
+        learning, kept = torch.is_grad_enabled(), self._kept
+        if not learning and kept is not None:
+            weight, templates = kept
+            same = (weight.dtype, weight.device) == (self.weight.dtype, self.weight.device)
+            if same and torch.equal(weight, self.weight):
+                return templates
+        with torch.inference_mode(False), torch.set_grad_enabled(learning):
+            template = torch.einsum("cd,dhw->chw", self.rate * self.weight, self.places)
+            made: Tensor = self.rep.orbit(template[None]).flatten(1)
+            if not learning:
+                self._kept = self.weight.detach().clone(), made
+        return made
 
 
 class OrbitScores(Scores):
@@ -292,46 +308,6 @@ class KeyScores(Scores):
         pairs = zip(self.names, self._scorers(), strict=True)
         own = [loss for name, part in pairs if (loss := part.loss(x[name])) is not None]
         return torch.stack(own).sum() if own else None
-
-
-SCORES_BY_NAME = ("centroids", "convolutions", "network")
-"""`CentroidScores`, `GridScores`, and `OrbitScores` of two hidden layers."""
-
-
-def scores_for(
-    rep: Representation, shape: Shape, pictures: str = "convolutions", hidden: int = 64, width: float = 0.5
-) -> Scores:
-    """Return fresh scores of inputs of a shape: of each entry of a dictionary that moves, summed.
-
-    Args:
-        rep: how the group moves inputs.
-        shape: of one input, or of those entries of a dictionary that are to be read.
-        pictures: one of `SCORES_BY_NAME`, for pictures that move by a `Grid` channels first; others have "network".
-        hidden: width of the two hidden layers of "network".
-        width: a factor for the channels of "convolutions".
-
-    Raises:
-        UserError: an unknown name, or a number out of range.
-
-    >>> from equirl import cyclic
-    >>> type(scores_for(Grid(cyclic(4)), (3, 9, 9), "centroids")).__name__
-    'CentroidScores'
-    """
-    if pictures not in SCORES_BY_NAME:
-        raise unknown("scores", pictures, SCORES_BY_NAME)
-    positive("hidden", hidden)
-    if isinstance(shape, Mapping):
-        keys = rep.keys if isinstance(rep, PerKey) else dict.fromkeys(shape, rep)
-        moved = {key: part for key, part in shape.items() if not isinstance(keys[key], Trivial)}
-        parts = {key: scores_for(keys[key], part, pictures, hidden, width) for key, part in moved.items()}
-        return KeyScores(PerKey(rep.group, keys), parts)
-    if isinstance(rep, Grid) and rep.layout == "CHW" and len(shape) == 3:
-        if pictures == "centroids":
-            return CentroidScores(rep, shape)
-        if pictures == "convolutions" and not any(rep.shift):
-            return GridScores(rep, shape, width)
-    layers = [nn.Flatten(), nn.Linear(math.prod(shape), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
-    return OrbitScores(rep, nn.Sequential(*layers, nn.Linear(hidden, 1)), shape)
 
 
 def _try(scores: Scores, shape: Sequence[int] | None) -> None:

@@ -24,7 +24,7 @@ from equirl import (
     symmetric,
     symmetrize,
 )
-from equirl.scores import scores_for
+from equirl.methods import scores_for
 from equirl.symmetrizers import Symmetrizer
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

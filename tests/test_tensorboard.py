@@ -91,6 +91,24 @@ def test_equizero_shows_how_often_each_element_is_chosen(pole):
     assert not [tag for tag in events.Tags()["scalars"] if "lambda" in tag]
 
 
+@pytest.mark.parametrize("method", ["canonical", "product"])
+def test_poses_show_how_often_each_element_is_chosen(method, tmp_path):
+    chosen = {"env_kwargs": {"size": 4, "n_walls": 1}, "symmetry": "equirl/GridWorld-v0:C4", "method": method}
+    _, events = run(tmp_path, "equirl/GridWorld-v0", **chosen)
+    shares = np.array([values(events, f"symmetry/chosen_{name}") for name in ("e", "r", "r2", "r3")])
+    np.testing.assert_allclose(shares.sum(0), 1, atol=1e-5)
+    assert max(values(events, "symmetry/equivariance_error")) <= 1e-5
+
+
+def test_soft_symmetry_shows_its_gate(tmp_path):
+    _, events = run(tmp_path, "CartPole-v1", method="soft")
+    gates = values(events, "symmetry/gate")
+    assert gates[0] == pytest.approx(0, abs=0.05)  # it starts shut
+    assert all(-1e-6 <= gate <= 1 + 1e-6 for gate in gates)
+    assert len(events.Histograms("symmetry/gates")) == len(gates)
+    assert not [tag for tag in events.Tags()["scalars"] if "chosen_" in tag or "lambda" in tag]
+
+
 @pytest.mark.parametrize("which", ["grid", "pole"])
 def test_an_orbit_is_pictured(which, request):
     _, events = request.getfixturevalue(which)

@@ -81,11 +81,11 @@ STUDIES = {
     ),
     "asterix": Study(
         "Two mirrors of MinAtar's Asterix",
-        *("MinAtar/Asterix-v1", "MinAtar/Asterix-v1", 60_000, (21, 22)),
+        *("MinAtar/Asterix-v1", "MinAtar/Asterix-v1", 20_000, (21, 22)),
         {name: ("--method", name) for name in ("identity", "equitune", "product", "canonical")},
         *(
             0.5,
-            ("DQN on MinAtar/Asterix-v1 under C2xC2, the mirrors of rows and of columns, for 60,000 steps.", *CLOSING),
+            ("DQN on MinAtar/Asterix-v1 under C2xC2, the mirrors of rows and of columns, for 20,000 steps.", *CLOSING),
         ),
     ),
 }

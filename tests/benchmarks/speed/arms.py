@@ -144,6 +144,12 @@ def _escnn(case: Case, symmetry: Symmetry | None, device: str, quick: bool) -> A
     return escnn_agent(case, device, quick)
 
 
+def _equiadapt(case: Case, symmetry: Symmetry | None, device: str, quick: bool) -> Agent:
+    from tests.benchmarks.speed.others import equiadapt_agent
+
+    return equiadapt_agent(case, device, quick)
+
+
 PLAIN = "plain"
 ARMS = {
     arm.name: arm
@@ -161,6 +167,7 @@ ARMS = {
         Arm("lambda", _ours("lambda")),
         Arm("native", _ours("native"), alone=True),
         Arm("canonical", _ours("canonical")),
+        Arm("equiadapt", _equiadapt, only=(("GridWorld", "C4"),)),
     )
 }
 """The arms by name, plain first, which all others are divided by."""

@@ -1,7 +1,8 @@
-"""Other people's libraries, measured where they are installed: escnn's networks in SB3's DQN, and SBX's DQN in JAX."""
+"""Other people's libraries, where they are installed: escnn and equiadapt in SB3's DQN, and SBX's DQN in JAX."""
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from tests.benchmarks.speed.arms import Agent, UnavailableError, sb3_agent
 from tests.benchmarks.speed.cases import Case
+from tests.conftest import import_torchvision_beside_cpu_torch
 
 INSTALL = {
     "escnn": "pip install escnn; its py3nj takes a Fortran compiler (gfortran), its lie_learn a build for NumPy 2",
     "sbx": "pip install sbx-rl",
+    "equiadapt": "pip install equiadapt",
 }
 
 
@@ -97,6 +100,42 @@ def escnn_agent(case: Case, device: str, quick: bool) -> Agent:
     library("escnn")
     kwargs = case.plain_kwargs | {"features_extractor_class": SteerableCNN, "optimizer_kwargs": {"fused": True}}
     return sb3_agent(case, SteerablePolicy, kwargs, device, quick)
+
+
+class CanonicalizedNetwork(QNetwork):
+    """SB3's Q-network behind equiadapt's canonicalizer of quarter turns, its group convolutions the scores."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        images, config = library("equiadapt.images"), library("omegaconf").OmegaConf
+        shape = self.observation_space.shape
+        scores = images.CustomEquivariantNetwork(shape, out_channels=16, kernel_size=3, num_layers=3, device="cpu")
+        scores.group_type, scores.num_rotations = "rotation", 4
+        options = config.create({"beta": 1.0, "input_crop_ratio": 1.0, "resize_shape": shape[-1]})
+        self.canonicalizer = images.GroupEquivariantImageCanonicalization(scores, options, shape)
+
+    def forward(self, obs: Any) -> Tensor:
+        pose = self.canonicalizer.canonicalize(obs.float() / 255)
+        values = self.q_net(self.features_extractor(pose))
+        return self.canonicalizer.invert_canonicalization(values[:, :, None, None]).flatten(1)
+
+
+class CanonicalizedPolicy(CnnPolicy):
+    """SB3's policy of pictures with such networks."""
+
+    def make_q_net(self) -> QNetwork:
+        arguments = self._update_features_extractor(self.net_args, features_extractor=None)
+        return CanonicalizedNetwork(**arguments).to(self.device)
+
+
+def equiadapt_agent(case: Case, device: str, quick: bool) -> Agent:
+    """Return SB3's DQN with equiadapt's canonicalizer before the plain network."""
+    if find_spec("torchvision"):
+        import_torchvision_beside_cpu_torch()
+    library("equiadapt")
+    return sb3_agent(
+        case, CanonicalizedPolicy, case.plain_kwargs | {"optimizer_kwargs": {"fused": True}}, device, quick
+    )
 
 
 def sbx_agent(case: Case, device: str, quick: bool) -> Agent:
