@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from equirl._representation import Indexed, Tree
+from equirl._representation import Tree
 from equirl.errors import UserError
 from equirl.representations import PerKey, Representation, Trivial
 from equirl.scores import (
@@ -151,17 +151,20 @@ class Posed(Symmetrizer, ABC):
             raise UserError(f"scores of shape {tuple(scores.shape)}: expected {expected}")
         return scores
 
-    def aims(self, y: Any) -> list[tuple[float, Tensor]]:
-        """Return what softmax_g(beta c_g) is to come near to, each a weight and probabilities that fit (G, B)."""
+    def aims(self, y: Any, pose: Any) -> list[tuple[float, Tensor]]:
+        """Return what softmax_g(beta c_g) is to come near to, each a weight and probabilities that fit (G, B).
+
+        They read outputs y of inputs as they are, and those that f returned of their poses.
+        """
         if not self.prior:
             return []
         first = first_of(y)
         identity = torch.eye(len(self.input.group), 1, dtype=first.dtype, device=first.device)
         return [(self.prior, identity)]
 
-    def losses(self, x: Any, y: Any, scores: Tensor) -> Tensor | None:
+    def losses(self, x: Any, y: Any, pose: Any, scores: Tensor) -> Tensor | None:
         """Return the sum of the weighted losses that are asked for, None if there are none."""
-        found, aims = [], self.aims(y)
+        found, aims = [], self.aims(y, pose)
         if aims:
             chances = (self.beta * scores).log_softmax(0)
             found = [-weight * (aim * chances).sum(0).mean() for weight, aim in aims]
@@ -176,11 +179,12 @@ class Canonicalize(Posed):
     In training mode its own losses join the one that is differentiated, as `with_loss` says.
 
     A function that starts fresh knows no pose, and whichever is chosen, learns it. What it learns from best is a pose
-    in which its outputs are alike, and `align` looks for that, of outputs that the group moves: with Q the output and v
-    fixed numbers, drawn once and for all,
+    in which its outputs are alike, and `align` looks for that, of outputs that the group moves: with Q the result and v
+    the mean of what f returns of the batch's poses,
 
         loss = - align 1/B sum_x sum_g p_g(x) log softmax_g(beta c_g(x)),
-        p(x) = softmax_g(<v, rho_Y(g)^-1 Q(x)> / (sigma(x) temperature)),    sigma their deviation over g.
+        p_g(x) = softmax_g(q_g(x) / (sigma temperature)),
+        q_g(x) = <v, rho_Y(g)^-1 Q(x)>,    sigma^2 = 1/B sum_x var_g q_g(x).
 
     Args:
         input: as `Posed` says, and likewise those after it.
@@ -224,22 +228,22 @@ class Canonicalize(Posed):
         scores = self.scored(x)
         choice = Choice.of(scores, self.tolerance, self.beta, self.learning and not self.align)
         y = f(choice.poses(self.input, x))
-        restored = choice.averaged(choice.restored(self.output, y[0] if isinstance(y, tuple) else y))
-        if not self.learning:
-            return restored
-        return with_loss(restored, self.losses(x, restored, scores))
+        y = y[0] if isinstance(y, tuple) else y
+        restored = choice.averaged(choice.restored(self.output, y))
+        return with_loss(restored, self.losses(x, restored, y, scores)) if self.learning else restored
 
-    def aims(self, y: Any) -> list[tuple[float, Tensor]]:
+    def aims(self, y: Any, pose: Any) -> list[tuple[float, Tensor]]:
         if not self.align:
-            return super().aims(y)
+            return super().aims(y, pose)
         with torch.no_grad():
+            usual = tree_map(pose, lambda part: part.mean(0))
             back = self.output.undo(tree_map(y, lambda part: part.expand(len(self.input.group), *part.shape)))
-            products = [(views * _fixed(rep, views)).flatten(2).sum(2) for rep, views in _moving(self.output, back)]
+            products = [(views * usual).flatten(2).sum(2) for views, usual in _moving(self.output, back, usual)]
             alike = torch.stack(products).sum(0)
             kind = torch.finfo(alike.dtype)
-            rounding = 1024 * kind.eps * alike.abs().amax(0) + kind.tiny  # where x is fixed, nothing else is left
-            aim = (alike / (alike.std(0).clamp(min=rounding) * self.temperature)).softmax(0)
-        return [*super().aims(y), (self.align, aim)]
+            deviation = alike.var(0).mean().sqrt().clamp(min=kind.tiny)  # of the batch: who says little, pulls little
+            aim = (alike / (deviation * self.temperature)).softmax(0)
+        return [*super().aims(y, pose), (self.align, aim)]
 
 
 def _moves(rep: Representation) -> bool:
@@ -247,18 +251,11 @@ def _moves(rep: Representation) -> bool:
     return any(not isinstance(part, Trivial) for part in parts)
 
 
-def _moving(rep: Representation, tree: Any) -> list[tuple[Representation, Tensor]]:
-    """Return those parts of a tree that the group moves, each behind how."""
+def _moving(rep: Representation, *trees: Any) -> list[tuple[Tensor, ...]]:
+    """Return those parts of trees that the group moves, side by side."""
     if isinstance(rep, PerKey):
-        return [pair for key, part in rep.keys.items() for pair in _moving(part, tree[key])]
-    return [] if isinstance(rep, Trivial) else [(rep, tree)]
-
-
-def _fixed(rep: Representation, views: Tensor) -> Tensor:
-    """Return numbers drawn once and for all, of the shape of those axes of views (G, B, ...) that the group moves."""
-    rank = rep.rank if isinstance(rep, Indexed) else 1
-    drawn = torch.randn(views.shape[-rank:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return drawn.to(views)
+        return [pair for key, part in rep.keys.items() for pair in _moving(part, *(tree[key] for tree in trees))]
+    return [] if isinstance(rep, Trivial) else [trees]
 
 
 def _check_numbers(**named: float) -> None:

@@ -106,7 +106,7 @@ class Product(Posed):
             else:
                 found.append(choice.averaged(choice.restored(term.output, part)))
         mean = tree_map(found[0], lambda *parts: torch.stack(parts).mean(0), *found[1:])
-        return with_loss(mean, self.losses(x, mean, scores)) if self.learning else mean
+        return with_loss(mean, self.losses(x, mean, mean, scores)) if self.learning else mean
 
 
 class _Term:

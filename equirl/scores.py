@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -134,6 +135,9 @@ class CentroidScores(Scores):
     pose in which the goal lies to the upper left of the agent. Centroids are in units of half a side from the middle;
     channels of other signs count by their size. They cost one product with a matrix of as many columns as elements.
 
+    At the start neighbouring channels have opposite signs, so that a pose is chosen by how they lie to one another more
+    than by where they lie, along a direction that no turn and no mirror of the square leaves as it is.
+
     Args:
         rep: how the group moves pictures.
         shape: (channels, H, W).
@@ -148,7 +152,7 @@ class CentroidScores(Scores):
 
     places: Tensor
 
-    def __init__(self, rep: Grid, shape: Sequence[int], rate: float = 30.0) -> None:
+    def __init__(self, rep: Grid, shape: Sequence[int], rate: float = 3.0) -> None:
         super().__init__(rep)
         if not isinstance(rep, Grid) or rep.layout != "CHW" or len(shape) != 3:
             raise UserError(f"centroids of shape {tuple(shape)} under {rep!r}: expected pictures of layout 'CHW'")
@@ -156,7 +160,8 @@ class CentroidScores(Scores):
         if not rate > 0:
             raise UserError(f"rate {rate!r}: expected a number above 0")
         self.rate = rate
-        self.weight = nn.Parameter(torch.randn(shape[0], 2) / rate)
+        signs = (-1.0) ** torch.arange(shape[0])[:, None]
+        self.weight = nn.Parameter(signs * torch.tensor([math.sin(math.pi / 8), math.cos(math.pi / 8)]) / rate)
         rows, columns = (torch.linspace(-1, 1, side, dtype=torch.float64) for side in shape[1:])
         places = torch.stack([columns.expand(len(rows), -1), rows[:, None].expand(-1, len(columns))])
         self.register_buffer("places", places.float(), persistent=False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from equirl import equivariance_error
-from tests.benchmarks import run
+from tests.benchmarks import learning, run
 from tests.benchmarks.speed.arms import ARMS, PLAIN, Agent, UnavailableError
 from tests.benchmarks.speed.cases import make_cases
 from tests.benchmarks.speed.goals import AT_LEAST, AT_MOST, GOALS, MEMORY, Goal
@@ -251,3 +251,17 @@ def test_missing_libraries_are_reasons(tmp_path, monkeypatch):
     monkeypatch.setitem(library.__globals__["INSTALL"], "no_such_library", "pip install it")
     with pytest.raises(UnavailableError, match=r"^not installed: pip install it$"):
         library("no_such_library")
+
+
+@pytest.mark.parametrize("name", learning.STUDIES)
+def test_the_page_of_a_study_is_the_committed_one(name):
+    rows = learning.stored_in(learning.HERE / f"{name}.csv")
+    assert {row["arm"] for row in rows} <= set(learning.STUDIES[name].arms)
+    assert learning.page(learning.STUDIES[name], rows) == (learning.HERE / f"{name}.md").read_text(encoding="utf-8")
+    assert learning.same_run(rows[0], {**rows[0], "seed": int(rows[0]["seed"])})
+    assert not any(learning.same_run(rows[0], other) for other in rows[1:])
+
+
+def test_an_arm_of_one_seed_has_no_interval():
+    row = {"arm": "identity", "seed": "21", "return": "0.5", "area": "0.1", "seconds": "60"}
+    assert learning.cells("identity", [row], -0.5) == ("identity", "0.50", "-", "0.10", "60", "1.00", "0.50")

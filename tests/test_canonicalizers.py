@@ -198,14 +198,18 @@ def test_losses_are_added_once_whatever_is_differentiated():
 def test_aligned_poses_are_those_in_which_outputs_are_alike(case):
     """One input after another, and the choice itself has no gradient."""
     canonical, f, x = made(case, "orbit", align=2.0, temperature=0.5)
+    x = x[:9]  # without ties
     rep, n = canonical.output, len(canonical.input.group)
     y, c = canonical(f, x).detach(), canonical.scores(x)
-    v = torch.randn(y.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen = canonical.eval().weights(canonical.branches(f, x)).argmax(0)  # views; their inverses are the poses
+    poses = [f(canonical.input(int(g), one[None]))[0] for g, one in zip(chosen, x, strict=True)]
+    canonical.train()
+    v = torch.stack(poses).mean(0).detach()
+    alike = [torch.stack([(v * rep(rep.group.inverse(g), one[None])[0]).sum() for g in range(n)]) for one in y]
+    deviation = torch.stack([each.var() for each in alike]).mean().sqrt()
     losses = []
-    for i in range(len(x)):
-        alike = torch.stack([(v * rep(rep.group.inverse(g), y[i : i + 1])[0]).sum() for g in range(n)])
-        aim = (alike / alike.std() / 0.5).softmax(0) if i < 9 else torch.full((n,), 1 / n)  # fixed points
-        losses.append(-(aim * c[:, i].log_softmax(0)).sum())
+    for i, each in enumerate(alike):
+        losses.append(-((each / deviation / 0.5).softmax(0) * c[:, i].log_softmax(0)).sum())
     learned = list(canonical.scores.parameters())
     expected = torch.autograd.grad(2.0 * torch.stack(losses).mean(), learned)
     ours = torch.autograd.grad(canonical(f, x).pow(3).sum(), learned)

@@ -137,14 +137,28 @@ def cells(arm: str, rows: Sequence[dict[str, str]], failing: float) -> tuple[str
     """Return what the table says of an arm."""
     own = [row for row in rows if row["arm"] == arm]
     returns, areas, seconds = (np.array([float(row[key]) for row in own]) for key in ("return", "area", "seconds"))
-    found = bootstrap((returns,), middle, rng=np.random.default_rng(0), method="percentile").confidence_interval
+    interval = "-"
+    if len(returns) > 1:
+        found = bootstrap((returns,), middle, rng=np.random.default_rng(0), method="percentile").confidence_interval
+        interval = f"{found.low:.2f} .. {found.high:.2f}"
     minutes = np.median(seconds) / 60
     each = ", ".join(f"{value:.2f}" for value in returns)
-    said = f"{middle(returns):.2f}", f"{found.low:.2f} .. {found.high:.2f}", f"{middle(areas):.2f}"
+    said = f"{middle(returns):.2f}", interval, f"{middle(areas):.2f}"
     return (arm, *said, f"{np.median(seconds):.0f}", f"{(middle(returns) - failing) / minutes:.2f}", each)
 
 
 COLUMNS = ("arm", "return", "95% interval", "area", "seconds", "gained a minute", "each seed")
+
+
+def lines_of(study: Study, rows: Sequence[dict[str, str]]) -> list[tuple[str, ...]]:
+    """Return a line of the table for each arm that was trained."""
+    return [cells(arm, rows, study.failing) for arm in study.arms if any(row["arm"] == arm for row in rows)]
+
+
+def page(study: Study, rows: Sequence[dict[str, str]]) -> str:
+    """Return the page of Markdown that says what was found."""
+    text = [f"# {study.title}", "", *study.said, "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    return "\n".join([*text, *(f"| {' | '.join(line)} |" for line in lines_of(study, rows))]) + "\n"
 
 
 def stored_in(table: Path) -> list[dict[str, str]]:
@@ -187,14 +201,11 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(sorted(rows, key=lambda row: (list(study.arms).index(row["arm"]), int(row["seed"]))))
     found = stored_in(table)
-    lines = [cells(arm, found, study.failing) for arm in study.arms if any(row["arm"] == arm for row in found)]
     shown = Table(*COLUMNS)
-    for line in lines:
+    for line in lines_of(study, found):
         shown.add_row(*line)
     Console().print(shown)
-    page = [f"# {study.title}", "", *study.said, "", f"| {' | '.join(COLUMNS)} |"]
-    page += ["|" + "---|" * len(COLUMNS), *(f"| {' | '.join(line)} |" for line in lines)]
-    (HERE / f"{chosen.study}.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    (HERE / f"{chosen.study}.md").write_text(page(study, found), encoding="utf-8")
 
 
 if __name__ == "__main__":

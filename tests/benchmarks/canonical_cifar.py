@@ -1,0 +1,379 @@
+"""Canonicalization of a pretrained ResNet-20 on CIFAR-10, upright and turned, beside what needs no training.
+
+    EQUIRL_DATA=... python tests/benchmarks/canonical_cifar.py     # trains what is missing in logs/canonical_cifar
+
+writes tests/benchmarks/canonical_cifar.json and canonical_cifar.md. It takes half an hour on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from equirl import Grid, Symmetrized, Trivial, cyclic, equivariance_error, symmetrize
+from equirl.canonicalizers import Canonicalize, OrbitScores, ReferenceScores, Scores
+from equirl.convolutions import Collapse, LiftConv, RegularConv
+
+HERE = Path(__file__).resolve().parent
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TURN, STILL = Grid(cyclic(4)), Trivial(cyclic(4))
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the pretrained weights expect
+BATCH, CHECKED = 250, 300  # images a forward, images of the check of equivariance
+# (channels, kernel, stride, padding) of each convolution; no stride leaves a row over
+TURNING = ((16, 4, 2, 1), (16, 3, 1, 1), (32, 4, 2, 1), (32, 3, 1, 1), (64, 4, 2, 1))
+
+
+class Recipe(NamedTuple):
+    """How one kind of scores is trained."""
+
+    make: Callable[[ResNet20], Scores]
+    beta: float  # sharpness of the softmax in the cross-entropy
+    apart: float  # weight of the scores' own loss
+    epochs: int
+    rate: float = 3e-3  # the highest learning rate
+    batch: int = 128
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with a shortcut that takes every second pixel and adds channels of zeros (option A)."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.stride, self.more = stride, (c_out - c_in) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        beside = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
+        return functional.relu(y + beside)
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for CIFAR-10 (He et al. 2016, arXiv 1512.03385), from pictures in 0..1 to 10 logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
+        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
+        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.bn1(self.conv1((x - x.new_tensor(MEAN).view(3, 1, 1)) / _deviation(x))))
+        return cast("Tensor", self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3))))
+
+
+def _deviation(x: Tensor) -> Tensor:
+    return x.new_tensor(DEVIATION).view(3, 1, 1)
+
+
+def pretrained(data: Path) -> ResNet20:
+    """Return ResNet-20 with the given weights, frozen."""
+    stored = torch.load(data / "pretrained" / "resnet20-cifar10.th", map_location="cpu", weights_only=True)
+    net = ResNet20()
+    net.load_state_dict({key.removeprefix("module."): value for key, value in stored["state_dict"].items()})
+    return net.requires_grad_(False).eval()
+
+
+class FieldNorm(nn.Module):
+    """Batch normalisation of regular pictures: one mean and one deviation a channel, the same for all elements."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return pictures of the same shape, (B, C * G, H, W)."""
+        return cast("Tensor", self.norm(x.reshape(len(x), self.norm.num_features, -1, x.shape[-1])).view(x.shape))
+
+
+class TurningScores(Scores):
+    """Scores by a group-convolution network on 32x32 pictures that is deeper than that of `GridScores`."""
+
+    def __init__(self) -> None:
+        super().__init__(TURN)
+        layers: list[nn.Module] = []
+        shape: tuple[int, ...] = (3, 32, 32)
+        for channels, *places in TURNING:
+            convolution = (RegularConv if layers else LiftConv)(TURN, shape, channels, *places)
+            layers += [convolution, FieldNorm(channels), nn.ReLU()]
+            shape = convolution.out_shape
+        self.net = nn.Sequential(*layers, Collapse(TURN, shape, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.net((x - 0.5) / 0.25).T)
+
+
+class Tuned(nn.Module):
+    """A copy of the pretrained network with other outputs, of which the last third learns."""
+
+    def __init__(self, base: ResNet20, outputs: int) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(base)
+        self.net.layer3.requires_grad_(True)
+        self.net.linear = nn.Linear(64, outputs)
+
+    def train(self, mode: bool = True) -> Tuned:
+        """Set the mode of what learns; the rest keeps its statistics."""
+        self.net.layer3.train(mode)
+        self.training = mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.net(x))
+
+
+RECIPES = {
+    "canonical, prior": Recipe(lambda base: TurningScores(), beta=1.0, apart=0.0, epochs=6),
+    "canonical, prior, tuned": Recipe(lambda base: OrbitScores(TURN, Tuned(base, 1)), 1.0, 0.0, epochs=2, rate=2e-3),
+    "canonical, contrastive": Recipe(
+        lambda base: ReferenceScores(TURN, Tuned(base, 64), 64), beta=10.0, apart=0.1, epochs=1, rate=2e-3
+    ),
+}
+
+
+def decoded(data: Path, logs: Path) -> dict[str, Tensor]:
+    """Return pictures, uint8 of shape (N, 3, 32, 32), and labels of both parts; they are decoded once."""
+    cached = logs / "cifar10.npz"
+    if not cached.is_file():
+        with zipfile.ZipFile(data / "cifar10" / "cifar10-jpeg.zip") as packed:
+            found: dict[str, Any] = {}
+            for part in ("train", "test"):
+                names = sorted(name for name in packed.namelist() if name.startswith(part) and name.endswith(".jpg"))
+                pictures = (Image.open(io.BytesIO(packed.read(name))).convert("RGB") for name in names)
+                found[part] = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])
+                found[f"{part} labels"] = np.array([CLASSES.index(name.split("/")[1]) for name in names])
+        np.savez(cached, **found)
+    with np.load(cached) as stored:
+        return {key: torch.from_numpy(stored[key]) for key in stored}
+
+
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return upright pictures, shifted by up to two pixels, one shift a batch, and half of them mirrored."""
+    i, j = torch.randint(0, 5, (2,), generator=generator).tolist()
+    x = functional.pad(x, (2, 2, 2, 2), mode="reflect")[:, :, i : i + 32, j : j + 32]
+    return torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(3), x)
+
+
+def loss_of(scores: Scores, x: Tensor, recipe: Recipe) -> Tensor:
+    """Return the cross-entropy against the identity, and the scores' own loss on a quarter of the batch.
+
+    It is what `Canonicalize` adds in training mode. f is frozen and upright pictures are in its pose already, so that
+    none of its forwards is needed.
+    """
+    loss = -(recipe.beta * scores(x)).log_softmax(0)[0].mean()
+    own = scores.loss(x[: len(x) // 4]) if recipe.apart else None
+    return loss if own is None else loss + recipe.apart * own
+
+
+def trained(name: str, base: ResNet20, pictures: Tensor, logs: Path, seed: int) -> tuple[Scores, float]:
+    """Return scores and the seconds of CPU time that training took; they are trained once."""
+    recipe = RECIPES[name]
+    stored = logs / f"{name.replace(', ', '-')}-{recipe.epochs}-{seed}.pt"
+    torch.manual_seed(seed)
+    scores = recipe.make(base)
+    if not stored.is_file():
+        seconds = _train(name, scores, recipe, pictures, seed)
+        torch.save({"weights": scores.state_dict(), "seconds": seconds}, stored)
+    found = torch.load(stored, weights_only=True)
+    scores.load_state_dict(found["weights"])
+    return scores.eval(), found["seconds"]
+
+
+def _train(name: str, scores: Scores, recipe: Recipe, pictures: Tensor, seed: int) -> float:
+    """Train scores, and return the seconds of CPU time."""
+    steps, epochs = len(pictures) // recipe.batch, recipe.epochs
+    learning = [parameter for parameter in scores.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, recipe.rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=steps * epochs, pct_start=0.2)
+    generator = torch.Generator().manual_seed(seed)
+    _laid_out(scores.train(), torch.channels_last)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    started = time.process_time()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=steps * epochs)
+        for _ in range(epochs):
+            for rows in torch.randperm(len(pictures), generator=generator).split(recipe.batch)[:steps]:
+                x = augmented(pictures[rows].float() / 255, generator).contiguous(memory_format=torch.channels_last)
+                loss = loss_of(scores, x, recipe)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                rate = (progress.tasks[0].completed + 1) * recipe.batch / (time.process_time() - started)
+                progress.update(task, advance=1, description=f"{name}: loss {loss.item():.3f}, {rate:.0f} pictures/s")
+    _laid_out(scores, torch.contiguous_format)
+    return time.process_time() - started
+
+
+def _laid_out(net: nn.Module, layout: torch.memory_format) -> None:
+    for parameter in net.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+class Known(nn.Module):
+    """The classifier that is told by which elements pictures were turned: what no canonicalization can exceed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.inverses = torch.tensor(TURN.group.inverses.tolist())
+
+    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+        return cast("Tensor", self.module(TURN(self.inverses[turns], x)))
+
+
+@torch.inference_mode()
+def measured(net: nn.Module, base: nn.Module, pictures: Tensor, labels: Tensor, turns: Tensor) -> dict[str, float]:
+    """Return the accuracy of a classifier on turned pictures, and the forwards of the base that each of them took."""
+    seen: list[int] = []
+    hook = base.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    right = 0
+    for x, y, g in zip(pictures.split(BATCH), labels.split(BATCH), turns.split(BATCH), strict=True):
+        moved = TURN(g, x.float() / 255)
+        logits = net(moved, g) if isinstance(net, Known) else net(moved)
+        right += int((logits.argmax(1) == y).sum())
+    hook.remove()
+    return {"accuracy": 100 * right / len(labels), "forwards": sum(seen) / len(labels)}
+
+
+@torch.inference_mode()
+def share_found(net: nn.Module, pictures: Tensor, turns: Tensor) -> float | None:
+    """Return of how many turned pictures, in percent, the classifier chooses the upright pose; None if it has none."""
+    if isinstance(net, Known):
+        return 100.0
+    if not isinstance(net, Symmetrized) or not isinstance(net.symmetrizer, Canonicalize):
+        return None
+    found = 0
+    for x, g in zip(pictures.split(BATCH), turns.split(BATCH), strict=True):
+        found += int((net.symmetrizer.scores(TURN(g, x.float() / 255)).argmax(0) == g).sum())
+    return 100 * found / len(turns)
+
+
+def operations(net: nn.Module) -> int:
+    """Return how many operations a network takes for one image."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 3, 32, 32))
+    return int(counter.get_total_flops())
+
+
+def row_of(name: str, net: nn.Module, base: nn.Module, test: Tensor, labels: Tensor, turns: Tensor) -> dict[str, Any]:
+    """Return what the table says of one classifier."""
+    upright, turned = (measured(net, base, test, labels, g) for g in (torch.zeros_like(turns), turns))
+    row: dict[str, Any] = {"arm": name, "upright": upright["accuracy"], "turned": turned["accuracy"]}
+    row |= {"found": share_found(net, test, turns), "forwards": turned["forwards"], "parameters": 0, "seconds": 0.0}
+    if isinstance(net, Symmetrized) and isinstance(net.symmetrizer, Canonicalize):
+        row["parameters"] = sum(p.numel() for p in net.symmetrizer.parameters() if p.requires_grad)
+        row["cost"] = operations(net.symmetrizer.scores) / operations(base)
+        x = test[:: len(test) // CHECKED][:CHECKED].float() / 255
+        row["error, float32"] = equivariance_error(net, TURN, STILL, x)
+        row["error, float64"] = equivariance_error(net.double(), TURN, STILL, x.double())
+        net.float()
+    return row
+
+
+COLUMNS = (
+    "arm",
+    "upright %",
+    "turned %",
+    "pose found %",
+    "forwards",
+    "cost of scores",
+    "parameters",
+    "training seconds",
+)
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return what one line of the table says."""
+    found = "" if row["found"] is None else f"{row['found']:.1f}"
+    own = (
+        (f"{row['cost']:.1f}", f"{row['parameters']:,}", f"{row['seconds']:.0f}") if row["parameters"] else ("", "", "")
+    )
+    return (row["arm"], f"{row['upright']:.1f}", f"{row['turned']:.1f}", found, f"{row['forwards']:.2f}", *own)
+
+
+def page(found: dict[str, Any]) -> str:
+    """Return the page of Markdown that says what was found."""
+    rows = found["rows"]
+    errors = "; ".join(
+        f"{row['arm']} {row['error, float32']:.1e} in float32 and {row['error, float64']:.1e} in float64"
+        for row in rows
+        if "error, float32" in row
+    )
+    text = (
+        "# Canonicalization of a pretrained classifier",
+        "",
+        f"ResNet-20, frozen, on {found['images']:,} test images of CIFAR-10 (JPEG files), upright and turned by random",
+        "multiples of 90 degrees. The scores are trained on upright training images, mirrored and shifted, by the",
+        "cross-entropy against the identity. Those of `prior` are a small group-convolution network; those of `tuned`",
+        "and of `contrastive` see all four poses through a copy of the classifier, of which the last third learns: the",
+        "contrastive ones are cosines to a learned reference, and have their own loss beside it. Costs are operations",
+        "an image, the classifier's own being 1; seconds are CPU time of training on one thread.",
+        f"Equivariance error of {CHECKED} images: {errors}.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + "---|" * len(COLUMNS),
+        *(f"| {' | '.join(cells(row))} |" for row in rows),
+    )
+    return "\n".join(text) + "\n"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Train what is missing, measure every arm and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("EQUIRL_DATA"), help="default: EQUIRL_DATA")
+    parser.add_argument("--logs", type=Path, default=Path("logs/canonical_cifar"), help="where trained weights go")
+    parser.add_argument("--seed", type=int, default=0, help="of training")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the table goes")
+    chosen = parser.parse_args(words)
+    if chosen.data is None:
+        parser.error("EQUIRL_DATA, the folder of real data, is not set")
+    torch.set_num_threads(1)
+    chosen.logs.mkdir(parents=True, exist_ok=True)
+    pictures, base = decoded(chosen.data, chosen.logs), pretrained(chosen.data)
+    turns = torch.randint(0, 4, (len(pictures["test"]),), generator=torch.Generator().manual_seed(0))
+    nets: dict[str, tuple[nn.Module, float]] = {
+        "plain": (base, 0.0),
+        "known angle": (Known(base), 0.0),
+        "equitune": (symmetrize(base, method="equitune", input=TURN, output=STILL).eval(), 0.0),
+        "equizero": (symmetrize(base, method="equizero", input=TURN, output=STILL, score="max").eval(), 0.0),
+    }
+    for name, recipe in RECIPES.items():
+        scores, seconds = trained(name, base, pictures["train"], chosen.logs, chosen.seed)
+        canonical = Canonicalize(TURN, STILL, scores, beta=recipe.beta, prior=1.0, apart=recipe.apart)
+        nets[name] = Symmetrized(base, canonical).eval(), seconds
+    found: dict[str, Any] = {"images": len(turns), "seed": chosen.seed, "rows": []}
+    shown = Table(*COLUMNS)
+    for name, (net, seconds) in nets.items():
+        row = row_of(name, net, base, pictures["test"], pictures["test labels"], turns) | {"seconds": round(seconds, 1)}
+        found["rows"].append(row)
+        shown.add_row(*cells(row))
+    Console().print(shown)
+    (chosen.out / "canonical_cifar.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (chosen.out / "canonical_cifar.md").write_text(page(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
