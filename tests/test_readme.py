@@ -12,7 +12,7 @@ from stable_baselines3 import DQN
 from torch import nn
 
 import equirl.envs  # noqa: F401
-from equirl import cli
+from equirl import Trivial, cli
 from tests.benchmarks.speed.arms import PLAIN
 from tests.benchmarks.speed.goals import added, find
 from tests.benchmarks.speed.measures import LEARN, PREDICT
@@ -40,6 +40,10 @@ def test_the_python_runs(tmp_path, monkeypatch):
     assert given["agent"].policy.method == "equizero"
     turn, still, images = given["turn"], given["still"], given["images"]
     assert given["equivariance_error"](given["net"], turn, still, images) < 1e-6
+    assert given["equivariance_error"](given["posed"].eval(), turn, still, images) < 1e-5
+    flips = given["flips"]
+    assert given["equivariance_error"](given["both"].eval(), flips, Trivial(flips.group), images) < 1e-5
+    assert str(given["parts"].group) == "C2xC2xC1"
 
 
 def test_the_files_and_commands_exist(capsys):
@@ -64,11 +68,14 @@ ARMS = {
     "`native`": "native",
     "SBX (JAX), no symmetry": "SBX",
     "escnn, as many weights": "escnn",
+    "`canonical`": "canonical",
+    "equiadapt's canonicalizer": "equiadapt",
 }
 
 
 def test_the_table_of_speed_is_the_committed_one():
-    stored = json.loads((ROOT / "tests" / "benchmarks" / "benchmarks.json").read_text(encoding="utf-8"))
+    runs = [ROOT / "tests" / "benchmarks" / part / "benchmarks.json" for part in ("", "canonical")]
+    everything, of_poses = (json.loads(path.read_text(encoding="utf-8")) for path in runs)
     section = README.split("\n## Speed\n")[1].split("\n## ")[0]
     where, checked = ("", ""), 0
     for line in section.splitlines():
@@ -78,6 +85,7 @@ def test_the_table_of_speed_is_the_committed_one():
         first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         if first not in ARMS:
             continue
+        stored = of_poses if ARMS[first] in ("canonical", "equiadapt") else everything
         ours, plain = (find(stored["rows"], "cpu", *where, arm) for arm in (ARMS[first], PLAIN))
         assert ours is not None
         assert plain is not None
@@ -86,7 +94,7 @@ def test_the_table_of_speed_is_the_committed_one():
         memory = "-" if ours["peak_bytes"] is None else short(ours["peak_bytes"] / plain["peak_bytes"])
         assert cells == [*(each.split()[0] for each in expected), memory], line
         checked += 1
-    assert checked == 14
+    assert checked == 16
 
 
 @pytest.mark.parametrize("agent", ["CartPole-v1", "Acrobot-v1", "LunarLander-v3"])
