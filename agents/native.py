@@ -181,7 +181,8 @@ def native_head(
     Raises:
         UserError: observations or actions that no equivariant layer reads or writes.
     """
-    moves, shape = symmetry.observation, cast("Sequence[int]", movable_shape(space))  # of no dictionary here
+    moves, found = symmetry.observation, movable_shape(space)
+    shape = (get_flattened_obs_dim(space),) if isinstance(found, Mapping) else found
     if isinstance(extractor, NativeExtractor):
         moves, shape = extractor.rep, (extractor.features_dim,)
     action = symmetry.action.stacked(copies) if copies > 1 else symmetry.action

@@ -182,10 +182,10 @@ class LambdaEquitune(Symmetrizer):
 
     def __init__(self, input: Representation, output: Representation, features_dim: int, hidden: int = 100) -> None:
         super().__init__(input, output)
-        self.score = _Score(features_dim, hidden)
+        self.features_dim, self.score = features_dim, _Score(features_dim, hidden)
 
     def weights(self, branches: Branches) -> Tensor:
-        return self.score(_read(branches, "lambda-equitune")).softmax(0)  # type: ignore[no-any-return]
+        return self.score(_read(branches, "lambda-equitune")).squeeze(-1).softmax(0)  # type: ignore[no-any-return]
 
 
 class SoftEquitune(Symmetrizer):
@@ -213,11 +213,11 @@ class SoftEquitune(Symmetrizer):
 
     def __init__(self, input: Representation, output: Representation, features_dim: int, hidden: int = 100) -> None:
         super().__init__(input, output)
-        self.score = _Score(features_dim, hidden)
+        self.features_dim, self.score = features_dim, _Score(features_dim, hidden)
 
     def gate(self, branches: Branches) -> Tensor:
         """Return p(x), shape (B,)."""
-        read = self.score(_read(branches, "soft symmetry")[0])
+        read = self.score(_read(branches, "soft symmetry")[0]).squeeze(-1)
         return _Inward.apply(read)  # type: ignore[no-any-return, no-untyped-call]
 
     def weights(self, branches: Branches) -> Tensor:
@@ -310,7 +310,7 @@ def _template(branches: Branches) -> Tensor:
 
 
 class _Score(nn.Sequential):
-    """A small net from features (..., D) to numbers (...), which are 0 at the start."""
+    """A small net from features (..., D) to numbers (..., 1), which are 0 at the start."""
 
     def __init__(self, features_dim: int, hidden: int) -> None:
         last = nn.Linear(hidden, 1)
@@ -322,8 +322,7 @@ class _Score(nn.Sequential):
         weight = next(self.parameters())
         if read.shape[-1] != weight.shape[1]:
             raise UserError(f"features_dim is {weight.shape[1]}: expected {read.shape[-1]}, as f returns")
-        scores: Tensor = super().forward(read.to(weight.dtype))  # type: ignore[no-untyped-call]
-        return scores.squeeze(-1)
+        return super().forward(read.to(weight.dtype))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _read(branches: Branches, what: str) -> Tensor:

@@ -68,7 +68,7 @@ def test_the_gate_reads_each_input_by_itself():
         nn.init.normal_(parameter, std=0.3)
     features = torch.randn(2, 3)
     branches = read.branches(lambda views: (net(views), features.repeat_interleave(3, 0)), torch.randn(3, 2))
-    assert torch.allclose(read.gate(branches), read.score(features[:1]).clamp(0, 1).expand(3))  # of g = e alone
+    assert torch.allclose(read.gate(branches), read.score(features[0]).clamp(0, 1).expand(3))  # of g = e alone
 
 
 @pytest.mark.parametrize(("at", "slope", "passes"), [(0, 1, False), (0, -1, True), (1, 1, True), (1, -1, False)])
