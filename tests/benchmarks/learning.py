@@ -70,7 +70,7 @@ STUDIES = {
             "native": ("--method", "native"),
             "native, width 2": ("--method", "native", *options(width=2)),
         },
-        *(-0.5, (GRID.format(""), *CLOSING)),
+        *(-0.5, (GRID.format(""), *CLOSING, "The seconds of canonical are those of a machine half as fast.")),
     ),
     "windy": Study(
         "Where a symmetry is broken in places",
