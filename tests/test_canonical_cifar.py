@@ -1,0 +1,32 @@
+"""The script that canonicalizes a pretrained classifier: its scores are exact, learn, and see the given weights."""
+
+import pytest
+import torch
+
+from equirl import Symmetrized, equivariance_error
+from equirl.canonicalizers import Canonicalize
+from tests.benchmarks import canonical_cifar as study
+
+
+@pytest.mark.parametrize("name", study.RECIPES)
+def test_scores_move_with_the_picture_and_learn(name, monkeypatch):
+    torch.manual_seed(0)
+    base = study.ResNet20().requires_grad_(False).eval()
+    recipe = study.RECIPES[name]._replace(batch=4, epochs=2)
+    scores = recipe.make(base)
+    frozen = {key: value.clone() for key, value in scores.state_dict().items() if "layer1" in key}
+    before = [parameter.detach().clone() for parameter in scores.parameters() if parameter.requires_grad]
+    pictures = torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8)
+    assert study._train(name, scores, recipe, pictures, seed=0) > 0
+    learning = [parameter for parameter in scores.parameters() if parameter.requires_grad]
+    assert any(not torch.equal(one, other) for one, other in zip(before, learning, strict=True))
+    assert all(torch.equal(scores.state_dict()[key], value) for key, value in frozen.items())
+    net = Symmetrized(base, Canonicalize(study.TURN, study.STILL, scores, prior=1.0)).eval()
+    assert equivariance_error(net, study.TURN, study.STILL, torch.rand(3, 3, 32, 32)) <= 1e-5
+    assert study.measured(net, base, pictures, torch.zeros(12).long(), torch.zeros(12).long())["forwards"] <= 1.25  # ties
+
+
+def test_the_given_weights_are_those_of_a_classifier(data_dir):
+    net = study.pretrained(data_dir)
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert sum(parameter.numel() for parameter in net.parameters()) == 269_722
