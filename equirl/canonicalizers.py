@@ -151,23 +151,15 @@ class Posed(Symmetrizer, ABC):
             raise UserError(f"scores of shape {tuple(scores.shape)}: expected {expected}")
         return scores
 
-    def aims(self, y: Any, pose: Any) -> list[tuple[float, Tensor]]:
-        """Return what softmax_g(beta c_g) is to come near to, each a weight and probabilities that fit (G, B).
+    def losses(self, x: Any, scores: Tensor, *aims: tuple[float, Tensor]) -> Tensor | None:
+        """Return the sum of the weighted losses that are asked for, None if there are none.
 
-        They read outputs y of inputs as they are, and those that f returned of their poses.
+        Aims are what softmax_g(beta c_g) is to come near to, each a weight and probabilities (G, B).
         """
-        if not self.prior:
-            return []
-        first = first_of(y)
-        identity = torch.eye(len(self.input.group), 1, dtype=first.dtype, device=first.device)
-        return [(self.prior, identity)]
-
-    def losses(self, x: Any, y: Any, pose: Any, scores: Tensor) -> Tensor | None:
-        """Return the sum of the weighted losses that are asked for, None if there are none."""
-        found, aims = [], self.aims(y, pose)
-        if aims:
-            chances = (self.beta * scores).log_softmax(0)
-            found = [-weight * (aim * chances).sum(0).mean() for weight, aim in aims]
+        chances = (self.beta * scores).log_softmax(0)
+        found = [-weight * (aim * chances).sum(0).mean() for weight, aim in aims]
+        if self.prior:
+            found.append(-self.prior * chances[0].mean())
         own = self.scores.loss(x) if self.apart else None
         found += [] if own is None else [self.apart * own]
         return torch.stack(found).sum() if found else None
@@ -230,20 +222,21 @@ class Canonicalize(Posed):
         y = f(choice.poses(self.input, x))
         y = y[0] if isinstance(y, tuple) else y
         restored = choice.averaged(choice.restored(self.output, y))
-        return with_loss(restored, self.losses(x, restored, y, scores)) if self.learning else restored
+        if not self.learning:
+            return restored
+        aims = [(self.align, self._aligned(restored, y))] if self.align else []
+        return with_loss(restored, self.losses(x, scores, *aims))
 
-    def aims(self, y: Any, pose: Any) -> list[tuple[float, Tensor]]:
-        if not self.align:
-            return super().aims(y, pose)
-        with torch.no_grad():
-            usual = tree_map(pose, lambda part: part.mean(0))
-            back = self.output.undo(tree_map(y, lambda part: part.expand(len(self.input.group), *part.shape)))
-            products = [(views * usual).flatten(2).sum(2) for views, usual in _moving(self.output, back, usual)]
-            alike = torch.stack(products).sum(0)
-            kind = torch.finfo(alike.dtype)
-            deviation = alike.var(0).mean().sqrt().clamp(min=kind.tiny)  # of the batch: who says little, pulls little
-            aim = (alike / (deviation * self.temperature)).softmax(0)
-        return [*super().aims(y, pose), (self.align, aim)]
+    @torch.no_grad()
+    def _aligned(self, y: Any, pose: Any) -> Tensor:
+        """Return p_g(x), shape (G, B), of results y and of what f returned of the poses."""
+        usual = tree_map(pose, lambda part: part.mean(0))
+        back = self.output.undo(tree_map(y, lambda part: part.expand(len(self.input.group), *part.shape)))
+        products = [(views * usual).flatten(2).sum(2) for views, usual in _moving(self.output, back, usual)]
+        alike = torch.stack(products).sum(0)
+        kind = torch.finfo(alike.dtype)
+        deviation = alike.var(0).mean().sqrt().clamp(min=kind.tiny)  # of the batch: who says little, pulls little
+        return (alike / (deviation * self.temperature)).softmax(0)
 
 
 def _moves(rep: Representation) -> bool:

@@ -106,7 +106,7 @@ class Product(Posed):
             else:
                 found.append(choice.averaged(choice.restored(term.output, part)))
         mean = tree_map(found[0], lambda *parts: torch.stack(parts).mean(0), *found[1:])
-        return with_loss(mean, self.losses(x, mean, mean, scores)) if self.learning else mean
+        return with_loss(mean, self.losses(x, scores)) if self.learning else mean
 
 
 class _Term:
@@ -197,11 +197,8 @@ class InvariantSymmetric(nn.Module):
         self.fusions = {name: list(others) for name, others in fused.items()}
         self.own = nn.ModuleList(networks[name] for name in self.names)  # keys may hold dots, which names here may not
         self.others = nn.ModuleList(nn.ModuleList(fused[name].values()) for name in self.names)
-        self.means = nn.ModuleList(Equitune(inputs[name], outputs[name]) for name in self.names)
-        self.invariant = nn.ModuleList(
-            nn.ModuleList(Equitune(inputs[other], Trivial(inputs[other].group)) for other in self.fusions[name])
-            for name in self.names
-        )
+        self.means = {name: Equitune(rep, outputs[name]) for name, rep in inputs.items()}
+        self.invariant = {name: Equitune(rep, Trivial(rep.group)) for name, rep in inputs.items()}
 
     def forward(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return y_i, by name."""
@@ -210,10 +207,9 @@ class InvariantSymmetric(nn.Module):
         return {name: self._output(i, name, x) for i, name in enumerate(self.names)}
 
     def _output(self, i: int, name: str, x: Mapping[str, Tensor]) -> Tensor:
-        y: Tensor = self.means[i](self.own[i], x[name])
-        averages, networks = cast("nn.ModuleList", self.invariant[i]), cast("nn.ModuleList", self.others[i])
-        triples = zip(self.fusions[name], averages, networks, strict=True)
-        read = [average(network, x[other]) for other, average, network in triples]
+        y: Tensor = self.means[name](self.own[i], x[name])
+        networks = zip(self.fusions[name], cast("nn.ModuleList", self.others[i]), strict=True)
+        read = [self.invariant[other](network, x[other]) for other, network in networks]
         if not read:
             return y
         symmetric: Tensor = self.outputs[name].orbit(torch.stack(read).sum(0)).mean(0)
