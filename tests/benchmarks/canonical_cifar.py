@@ -2,7 +2,7 @@
 
     EQUIRL_DATA=... python tests/benchmarks/canonical_cifar.py     # trains what is missing in logs/canonical_cifar
 
-writes tests/benchmarks/canonical_cifar.json and canonical_cifar.md. It takes half an hour on one thread.
+writes tests/benchmarks/canonical_cifar.json and canonical_cifar.md. It takes over an hour on one thread.
 """
 
 from __future__ import annotations
