@@ -92,7 +92,7 @@ def build(algo: str, case: str, method: str, **options: Any) -> Any:
 
 @cache
 def trained(algo: str, case: str, method: str) -> Any:
-    return build(algo, case, method).learn(64)
+    return build(algo, case, method).learn(32)
 
 
 def stacked(rows: list[Any]) -> Any:
