@@ -9,15 +9,18 @@ from tests.benchmarks import canonical_cifar as study
 
 
 @pytest.mark.parametrize("name", study.RECIPES)
-def test_scores_move_with_the_picture_and_learn(name, monkeypatch):
+def test_scores_move_with_the_picture_and_learn(name, tmp_path):
     torch.manual_seed(0)
     base = study.ResNet20().requires_grad_(False).eval()
     recipe = study.RECIPES[name]._replace(batch=4, epochs=2)
     scores = recipe.make(base)
-    frozen = {key: value.clone() for key, value in scores.state_dict().items() if "layer1" in key}
+    tuned = isinstance(getattr(scores, "net", None), study.Tuned)
+    frozen = {key: value.clone() for key, value in scores.state_dict().items() if "low" in key}
+    assert tuned == bool(frozen)
     before = [parameter.detach().clone() for parameter in scores.parameters() if parameter.requires_grad]
     pictures = torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8)
-    assert study._train(name, scores, recipe, pictures, seed=0) > 0
+    features = study.shallow(base, pictures, tmp_path) if tuned else None
+    assert study._train(name, scores, recipe, pictures, features, seed=0) > 0
     learning = [parameter for parameter in scores.parameters() if parameter.requires_grad]
     assert any(not torch.equal(one, other) for one, other in zip(before, learning, strict=True))
     assert all(torch.equal(scores.state_dict()[key], value) for key, value in frozen.items())
@@ -25,6 +28,23 @@ def test_scores_move_with_the_picture_and_learn(name, monkeypatch):
     assert equivariance_error(net, study.TURN, study.STILL, torch.rand(3, 3, 32, 32)) <= 1e-5
     none = torch.zeros(12).long()
     assert study.measured(net, base, pictures, none, none)["forwards"] <= 1.25  # but for ties, 1
+
+
+def test_stored_features_are_those_of_every_pose(tmp_path):
+    torch.manual_seed(0)
+    base = study.ResNet20().eval()
+    pictures = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+    stored = study.shallow(base, pictures, tmp_path)
+    assert study.shallow(base, pictures, tmp_path).tobytes() == stored.tobytes()  # read again
+    net = study.Shallow(base)
+    for mirrored in range(2):
+        x = pictures.float() / 255
+        for g in range(4):
+            expected = net(study.TURN(g, x.flip(3) if mirrored else x)).permute(0, 2, 3, 1)
+            torch.testing.assert_close(torch.tensor(stored[mirrored, g]).float(), expected, rtol=0, atol=5e-3)
+    rows = torch.tensor([4, 1])
+    given = study.augmented_features(stored, rows, torch.Generator().manual_seed(0))
+    assert given.shape == (4, 2, 32, 16, 16)
 
 
 def test_the_given_weights_are_those_of_a_classifier(data_dir):
