@@ -326,30 +326,33 @@ class Known(nn.Module):
 
 
 @torch.inference_mode()
-def measured(net: nn.Module, base: nn.Module, pictures: Tensor, labels: Tensor, turns: Tensor) -> dict[str, float]:
-    """Return the accuracy of a classifier on turned pictures, and the forwards of the base that each of them took."""
+def measured(net: nn.Module, base: nn.Module, pictures: Tensor, labels: Tensor, turns: Tensor) -> dict[str, Any]:
+    """Return what a classifier makes of turned pictures.
+
+    That is its accuracy, the forwards of the base that each picture took, and of how many, in percent, the upright pose
+    was chosen, None if there is no choice.
+    """
     seen: list[int] = []
-    hook = base.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    poses: list[Tensor] = []
+    hooks = [base.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))]
+    if scores := scores_of(net):
+        hooks.append(scores.register_forward_hook(lambda module, inputs, output: poses.append(output.argmax(0))))
     right = 0
     for x, y, g in zip(pictures.split(BATCH), labels.split(BATCH), turns.split(BATCH), strict=True):
         moved = TURN(g, x.float() / 255)
         logits = net(moved, g) if isinstance(net, Known) else net(moved)
         right += int((logits.argmax(1) == y).sum())
-    hook.remove()
-    return {"accuracy": 100 * right / len(labels), "forwards": sum(seen) / len(labels)}
+    for hook in hooks:
+        hook.remove()
+    found = 100 * (torch.cat(poses) == turns).float().mean().item() if poses else None
+    return {"accuracy": 100 * right / len(labels), "forwards": sum(seen) / len(labels), "found": found}
 
 
-@torch.inference_mode()
-def share_found(net: nn.Module, pictures: Tensor, turns: Tensor) -> float | None:
-    """Return of how many turned pictures, in percent, the classifier chooses the upright pose; None if it has none."""
-    if isinstance(net, Known):
-        return 100.0
-    if not isinstance(net, Symmetrized) or not isinstance(net.symmetrizer, Canonicalize):
-        return None
-    found = 0
-    for x, g in zip(pictures.split(BATCH), turns.split(BATCH), strict=True):
-        found += int((net.symmetrizer.scores(TURN(g, x.float() / 255)).argmax(0) == g).sum())
-    return 100 * found / len(turns)
+def scores_of(net: nn.Module) -> Scores | None:
+    """Return the scores that choose a classifier's poses."""
+    if isinstance(net, Symmetrized) and isinstance(net.symmetrizer, Canonicalize):
+        return cast("Scores", net.symmetrizer.scores)
+    return None
 
 
 def operations(net: nn.Module) -> int:
@@ -363,10 +366,10 @@ def row_of(name: str, net: nn.Module, base: nn.Module, test: Tensor, labels: Ten
     """Return what the table says of one classifier."""
     upright, turned = (measured(net, base, test, labels, g) for g in (torch.zeros_like(turns), turns))
     row: dict[str, Any] = {"arm": name, "upright": upright["accuracy"], "turned": turned["accuracy"]}
-    row |= {"found": share_found(net, test, turns), "forwards": turned["forwards"], "parameters": 0, "seconds": 0.0}
-    if isinstance(net, Symmetrized) and isinstance(net.symmetrizer, Canonicalize):
-        row["parameters"] = sum(p.numel() for p in net.symmetrizer.parameters() if p.requires_grad)
-        row["cost"] = operations(net.symmetrizer.scores) / operations(base)
+    row |= {"found": turned["found"], "forwards": turned["forwards"], "parameters": 0, "seconds": 0.0}
+    if scores := scores_of(net):
+        row["parameters"] = sum(p.numel() for p in scores.parameters() if p.requires_grad)
+        row["cost"] = operations(scores) / operations(base)
         x = test[:: len(test) // CHECKED][:CHECKED].float() / 255
         row["error, float32"] = equivariance_error(net, TURN, STILL, x)
         row["error, float64"] = equivariance_error(net.double(), TURN, STILL, x.double())
@@ -409,9 +412,10 @@ def page(found: dict[str, Any]) -> str:
         f"ResNet-20, frozen, on {found['images']:,} test images of CIFAR-10 (JPEG files), upright and turned by random",
         "multiples of 90 degrees. The scores are trained on upright training images, mirrored and shifted, by the",
         "cross-entropy against the identity. Those of `prior` are a small group-convolution network; those of `tuned`",
-        "and of `contrastive` see all four poses through a copy of the classifier, of which the last third learns: the",
-        "contrastive ones are cosines to a learned reference, and have their own loss beside it. Costs are operations",
-        "an image, the classifier's own being 1; seconds are CPU time of training on one thread.",
+        "and of `contrastive` see all four poses and their mirror images through a copy of the classifier, of which the",
+        "last third learns: the contrastive ones are cosines to a learned reference, and have their own loss beside it.",
+        "Costs are operations an image, the classifier's own being 1; seconds are CPU time of training on one thread,",
+        "without that of what the frozen two thirds say of all images, which is computed once.",
         f"Equivariance error of {CHECKED} images: {errors}.",
         "",
         f"| {' | '.join(COLUMNS)} |",
