@@ -1,5 +1,7 @@
 """The script that canonicalizes a pretrained classifier: its scores are exact, learn, and see the given weights."""
 
+import json
+
 import pytest
 import torch
 
@@ -51,3 +53,15 @@ def test_the_given_weights_are_those_of_a_classifier(data_dir):
     net = study.pretrained(data_dir)
     assert not any(parameter.requires_grad for parameter in net.parameters())
     assert sum(parameter.numel() for parameter in net.parameters()) == 269_722
+
+
+def test_the_page_is_the_committed_one_and_the_committed_result_is_exact():
+    found = json.loads((study.HERE / "canonical_cifar.json").read_text(encoding="utf-8"))
+    assert study.page(found) == (study.HERE / "canonical_cifar.md").read_text(encoding="utf-8")
+    rows = {row["arm"]: row for row in found["rows"]}
+    assert list(rows) == ["plain", "known angle", "equitune", "equizero", *study.RECIPES]
+    for name in study.RECIPES:
+        assert rows[name]["error, float32"] <= 1e-5
+        assert rows[name]["error, float64"] <= 1e-12
+        assert rows[name]["upright"] == pytest.approx(rows[name]["turned"], abs=0.05)  # rounding may tip a pose
+        assert rows[name]["forwards"] == pytest.approx(1, abs=0.01)

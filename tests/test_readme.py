@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DQN
@@ -13,6 +14,7 @@ from torch import nn
 
 import equirl.envs  # noqa: F401
 from equirl import Trivial, cli
+from tests.benchmarks.learning import stored_in
 from tests.benchmarks.speed.arms import PLAIN
 from tests.benchmarks.speed.goals import added, find
 from tests.benchmarks.speed.measures import LEARN, PREDICT
@@ -107,17 +109,49 @@ def test_the_table_of_trained_agents_is_the_committed_one(agent):
     assert [cell.strip(" *") for cell in row.strip("|").split("|")][1:] == expected
 
 
-COLUMNS = ["", "identity", "equitune", "lambda", "equizero"]
+RETURNS = ["", "identity", "equitune", "lambda", "equizero"]
 
 
 @pytest.mark.parametrize(
     ("start", "column", "arm"),
-    [("GridWorld", column, column) for column in COLUMNS[1:]] + [("the same under D4", "equitune", "equitune D4")],
+    [("GridWorld", column, column) for column in RETURNS[1:]] + [("the same under D4", "equitune", "equitune D4")],
 )
 def test_the_table_of_returns_is_the_committed_one(start, column, arm):
     rows = [line.split(",") for line in (ROOT / "docs" / "learning_curves.csv").read_text().splitlines()[1:]]
     finals = [float(value) for env, name, _, step, value in rows if "Grid" in env and (name, step) == (arm, "final")]
     assert len(finals) == 3
     [row] = [line for line in README.splitlines() if line.startswith(f"| {start}")]
-    shown = dict(zip(COLUMNS, row.strip("|").split("|"), strict=True))
+    shown = dict(zip(RETURNS, row.strip("|").split("|"), strict=True))
     assert float(shown[column].strip(" *")) == pytest.approx(sum(finals) / 3, abs=0.0051)
+
+
+def test_the_table_of_two_mirrors_is_the_committed_one():
+    rows = stored_in(ROOT / "tests" / "benchmarks" / "asterix.csv")
+    lines = [
+        line.strip("|").split("|") for line in README.split("| MinAtar's Asterix")[1].split("\n\n")[0].splitlines()
+    ]
+    arms, _, returns, seconds = ([cell.strip(" `") for cell in line[1:]] for line in lines)
+    assert arms == [row["arm"] for row in rows]
+    assert {"identity", "equitune", "product", "canonical"} == set(arms)
+    assert returns == [f"{float(row['return']):.2f}" for row in rows]
+    assert seconds == [f"{float(row['seconds']):.0f}" for row in rows]
+
+
+def test_what_is_said_of_turned_pictures_is_what_was_measured():
+    found = json.loads((ROOT / "tests" / "benchmarks" / "canonical_cifar.json").read_text(encoding="utf-8"))
+    turned = {row["arm"]: f"{row['turned']:.1f}%" for row in found["rows"]}
+    [said] = [part for part in README.split("\n\n") if "CIFAR-10" in part]
+    arms = ("plain", "canonical, prior", "canonical, prior, tuned", "canonical, contrastive", "known angle")
+    assert re.findall(r"\d+\.\d%", said) == [turned[arm] for arm in arms]
+
+
+def test_what_is_said_of_canonical_and_soft_is_what_was_measured():
+    means = {}
+    for study in ("learning", "windy"):
+        for row in stored_in(ROOT / "tests" / "benchmarks" / f"{study}.csv"):
+            means.setdefault((study, row["arm"]), []).append(float(row["return"]))
+    canonical, equitune = means["learning", "canonical"], means["learning", "equitune"]
+    assert f"`canonical` reaches {np.mean(canonical):.2f} over {len(canonical)} seeds" in " ".join(README.split())
+    assert f"equitune reaches {np.mean(equitune[: len(canonical)]):.2f}" in " ".join(README.split())
+    soft, averaged, plain = (f"{np.mean(means['windy', arm]):.2f}" for arm in ("soft", "equitune", "identity"))
+    assert f"`soft` reaches {soft}, `equitune` {averaged} and the plain network {plain}" in " ".join(README.split())
