@@ -146,7 +146,7 @@ def test_what_is_said_of_turned_pictures_is_what_was_measured():
 
 
 def test_what_is_said_of_canonical_and_soft_is_what_was_measured():
-    means = {}
+    means: dict[tuple[str, str], list[float]] = {}
     for study in ("learning", "windy"):
         for row in stored_in(ROOT / "tests" / "benchmarks" / f"{study}.csv"):
             means.setdefault((study, row["arm"]), []).append(float(row["return"]))

@@ -206,7 +206,8 @@ def shallow(base: ResNet20, pictures: Tensor, logs: Path) -> np.ndarray:
     """
     cached, n = logs / "shallow.npy", len(pictures)
     if not cached.is_file():
-        partial, net = logs / "shallow.partial.npy", Shallow(base).to(memory_format=torch.channels_last)
+        partial, net = logs / "shallow.partial.npy", Shallow(base)
+        _laid_out(net, torch.channels_last)
         found = np.lib.format.open_memmap(partial, "w+", np.float16, (2, 4, n, 16, 16, 32))
         with progress_bar() as progress, torch.inference_mode():
             for rows in progress.track(torch.arange(n).split(BATCH), description="features of all poses"):
@@ -351,7 +352,7 @@ def measured(net: nn.Module, base: nn.Module, pictures: Tensor, labels: Tensor, 
 def scores_of(net: nn.Module) -> Scores | None:
     """Return the scores that choose a classifier's poses."""
     if isinstance(net, Symmetrized) and isinstance(net.symmetrizer, Canonicalize):
-        return cast("Scores", net.symmetrizer.scores)
+        return net.symmetrizer.scores
     return None
 
 
