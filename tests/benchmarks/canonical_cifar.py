@@ -2,8 +2,8 @@
 
     EQUIRL_DATA=... python tests/benchmarks/canonical_cifar.py     # trains what is missing in logs/canonical_cifar
 
-writes tests/benchmarks/canonical_cifar.json and canonical_cifar.md. It takes over an hour on one
-thread, and 7 GB of disk.
+writes tests/benchmarks/canonical_cifar.json and canonical_cifar.md. It takes over an hour on one thread,
+and 7 GB of disk.
 """
 
 from __future__ import annotations
@@ -28,17 +28,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from equirl import Grid, Symmetrized, Trivial, cyclic, equivariance_error, symmetrize
+from equirl import Symmetrized, Trivial, cyclic, equivariance_error, symmetrize
 from equirl.canonicalizers import Canonicalize, OrbitScores, ReferenceScores, Scores
-from equirl.convolutions import Collapse, LiftConv, RegularConv
+from tests.benchmarks.canonical_nets import TURN, ResNet20, Tuned, TurningScores, pretrained
 
 HERE = Path(__file__).resolve().parent
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-TURN, STILL = Grid(cyclic(4)), Trivial(cyclic(4))
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the pretrained weights expect
+STILL = Trivial(cyclic(4))
 BATCH, CHECKED = 250, 300  # images a forward, images of the check of equivariance
-# (channels, kernel, stride, padding) of each convolution; no stride leaves a row over
-TURNING = ((16, 4, 2, 1), (16, 3, 1, 1), (32, 4, 2, 1), (32, 3, 1, 1), (64, 4, 2, 1))
 
 
 class Recipe(NamedTuple):
@@ -50,128 +47,6 @@ class Recipe(NamedTuple):
     epochs: int
     rate: float = 3e-3  # the highest learning rate
     batch: int = 128
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions with a shortcut that takes every second pixel and adds channels of zeros (option A)."""
-
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
-        self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
-        self.stride, self.more = stride, (c_out - c_in) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        beside = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
-        return functional.relu(y + beside)
-
-
-class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR-10 (He et al. 2016, arXiv 1512.03385), from pictures in 0..1 to 10 logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.bn1(self.conv1((x - x.new_tensor(MEAN).view(3, 1, 1)) / _deviation(x))))
-        return cast("Tensor", self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3))))
-
-
-def _deviation(x: Tensor) -> Tensor:
-    return x.new_tensor(DEVIATION).view(3, 1, 1)
-
-
-def pretrained(data: Path) -> ResNet20:
-    """Return ResNet-20 with the given weights, frozen."""
-    stored = torch.load(data / "pretrained" / "resnet20-cifar10.th", map_location="cpu", weights_only=True)
-    net = ResNet20()
-    net.load_state_dict({key.removeprefix("module."): value for key, value in stored["state_dict"].items()})
-    return net.requires_grad_(False).eval()
-
-
-class FieldNorm(nn.Module):
-    """Batch normalisation of regular pictures: one mean and one deviation a channel, the same for all elements."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return pictures of the same shape, (B, C * G, H, W)."""
-        return cast("Tensor", self.norm(x.reshape(len(x), self.norm.num_features, -1, x.shape[-1])).view(x.shape))
-
-
-class TurningScores(Scores):
-    """Scores by a group-convolution network on 32x32 pictures that is deeper than that of `GridScores`."""
-
-    def __init__(self) -> None:
-        super().__init__(TURN)
-        layers: list[nn.Module] = []
-        shape: tuple[int, ...] = (3, 32, 32)
-        for channels, *places in TURNING:
-            convolution = (RegularConv if layers else LiftConv)(TURN, shape, channels, *places)
-            layers += [convolution, FieldNorm(channels), nn.ReLU()]
-            shape = convolution.out_shape
-        self.net = nn.Sequential(*layers, Collapse(TURN, shape, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.net((x - 0.5) / 0.25).T)
-
-
-class Tuned(nn.Module):
-    """A copy of the pretrained network with other outputs, of which the last third learns.
-
-    In evaluation mode a picture and its mirror image are judged together: upright pictures are upright in mirrors.
-    """
-
-    def __init__(self, base: ResNet20, outputs: int) -> None:
-        super().__init__()
-        copied = ResNet20()
-        copied.load_state_dict(base.state_dict())
-        self.low: nn.Module = Shallow(copied)
-        self.high, self.linear = copied.layer3, nn.Linear(64, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            return self._judged(x)
-        return (self._judged(x) + self._judged(x.flip(3))) / 2
-
-    def _judged(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.linear(self.high(self.low(x)).mean((2, 3))))
-
-
-class Shallow(nn.Module):
-    """The first two thirds of the pretrained network, frozen: from pictures to 32 channels of 16x16."""
-
-    def __init__(self, base: ResNet20) -> None:
-        super().__init__()
-        self.net = nn.Sequential(base.conv1, base.bn1, nn.ReLU(), base.layer1, base.layer2)
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> Shallow:
-        """Keep the statistics of normalisation, whatever the mode."""
-        super().train(False)
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.net((x - x.new_tensor(MEAN).view(3, 1, 1)) / _deviation(x)))
-
-
-class Stored(nn.Module):
-    """What `Shallow` returned for all poses of a batch, in place of it: it is computed once, not at every step."""
-
-    features: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the stored features of the first len(x) rows, poses first, whatever is in x."""
-        n = len(x) // len(TURN.group)
-        return self.features[:, :n].flatten(0, 1)
 
 
 RECIPES = {
@@ -200,20 +75,19 @@ def decoded(data: Path, logs: Path) -> dict[str, Tensor]:
 
 
 def shallow(base: ResNet20, pictures: Tensor, logs: Path) -> np.ndarray:
-    """Return what `Shallow` says of all poses of pictures and of their mirror images, on disk, computed once.
+    """Return what `ResNet20.low` says of all poses of pictures and of their mirror images, on disk, computed once.
 
     Its shape is (2, 4, N, 16, 16, 32): mirrored or not, pose, picture, then rows, columns and channels.
     """
     cached, n = logs / "shallow.npy", len(pictures)
     if not cached.is_file():
-        partial, net = logs / "shallow.partial.npy", Shallow(base)
-        _laid_out(net, torch.channels_last)
+        partial = logs / "shallow.partial.npy"
         found = np.lib.format.open_memmap(partial, "w+", np.float16, (2, 4, n, 16, 16, 32))
         with progress_bar() as progress, torch.inference_mode():
             for rows in progress.track(torch.arange(n).split(BATCH), description="features of all poses"):
                 x = pictures[rows].float() / 255
                 poses = torch.stack([TURN.orbit(x), TURN.orbit(x.flip(3))]).flatten(0, 2)
-                features = net(poses.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+                features = base.low(poses.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
                 found[:, :, rows.numpy()] = features.half().numpy().reshape(2, 4, len(rows), 16, 16, 32)
         found.flush()
         partial.rename(cached)
@@ -258,12 +132,18 @@ def trained(name: str, base: ResNet20, pictures: Tensor, logs: Path, seed: int) 
     torch.manual_seed(seed)
     scores = recipe.make(base)
     if not stored.is_file():
-        features = shallow(base, pictures, logs) if isinstance(getattr(scores, "net", None), Tuned) else None
+        features = shallow(base, pictures, logs) if tuned_in(scores) else None
         seconds = _train(name, scores, recipe, pictures, features, seed)
         torch.save({"weights": scores.state_dict(), "seconds": seconds}, stored)
     found = torch.load(stored, weights_only=True)
     scores.load_state_dict(found["weights"])
     return scores.eval(), found["seconds"]
+
+
+def tuned_in(scores: Scores) -> Tuned | None:
+    """Return the copy of the classifier by which poses are scored, if it is one."""
+    net = getattr(scores, "net", None)
+    return net if isinstance(net, Tuned) else None
 
 
 def _train(
@@ -276,19 +156,17 @@ def _train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=steps * epochs, pct_start=0.2)
     generator = torch.Generator().manual_seed(seed)
     _laid_out(scores.train(), torch.channels_last)
-    net: Any = getattr(scores, "net", None)
-    if features is not None:
-        low, net.low = net.low, Stored()
+    net = tuned_in(scores)
     started = time.process_time()
     with progress_bar() as progress:
         task = progress.add_task(name, total=steps * epochs)
         for _ in range(epochs):
             for rows in torch.randperm(len(pictures), generator=generator).split(recipe.batch)[:steps]:
                 x = pictures[rows].float() / 255
-                if features is None:
-                    x = augmented(x, generator)
+                if net and features is not None:
+                    net.stored = augmented_features(features, rows, generator)
                 else:
-                    net.low.features = augmented_features(features, rows, generator)
+                    x = augmented(x, generator)
                 loss = loss_of(scores, x, recipe)
                 optimizer.zero_grad()
                 loss.backward()
@@ -296,8 +174,8 @@ def _train(
                 schedule.step()
                 rate = (progress.tasks[0].completed + 1) * recipe.batch / (time.process_time() - started)
                 progress.update(task, advance=1, description=f"{name}: loss {loss.item():.3f}, {rate:.0f} pictures/s")
-    if features is not None:
-        net.low = low
+    if net:
+        net.stored = None
     _laid_out(scores, torch.contiguous_format)
     return time.process_time() - started
 
