@@ -19,7 +19,7 @@ train: $(READY)  ## train an equivariant DQN agent on CartPole; more options: ma
 	@$(BIN)/equirl train --algo dqn --env CartPole-v1 --method equitune --seed 0 $(ARGS)
 
 test: $(READY)  ## run the tests and the examples in the docstrings; a part of them: make test ARGS=tests/envs
-	@$(BIN)/pytest -q -n auto $(ARGS)
+	@$(BIN)/pytest -q -n auto --dist worksteal $(ARGS)
 
 lint: $(READY)  ## check style and formatting
 	@$(BIN)/ruff check

@@ -1,6 +1,7 @@
 """Compiled gradient steps are the same steps, and those that have no program are taken as they are."""
 
 import shutil
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,7 +35,18 @@ def state(model):
     return nn.utils.parameters_to_vector(model.q_net.parameters()).detach(), torch.cat(moments)
 
 
+@pytest.fixture
+def traced(monkeypatch):
+    """Programs are traced, with their gradients, and run without building them in C++, which takes half a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
 @needs_compiler
+def test_the_steps_built_are_the_same():
+    assert_the_steps_are_the_same(MlpPolicy, {"most": 0.02, "wide": 600}, 1)
+
+
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize(
     ("policy", "given", "programs"),
     [
@@ -47,6 +59,10 @@ def state(model):
     ],
 )
 def test_the_steps_are_the_same(policy, given, programs):
+    assert_the_steps_are_the_same(policy, given, programs)
+
+
+def assert_the_steps_are_the_same(policy, given, programs):
     eager = build(policy, **given).learn(80)
     ours = build(policy, **given).compile().learn(80)
     assert len(ours.programs) == programs
@@ -60,7 +76,7 @@ def test_the_steps_are_the_same(policy, given, programs):
         assert torch.equal(weights, nn.utils.parameters_to_vector(eager.q_net.parameters()))
 
 
-@needs_compiler
+@pytest.mark.usefixtures("traced")
 def test_an_agent_goes_on_from_its_zip_and_programs_stay_behind(tmp_path):
     model = build().compile().learn(60)
     model.save(tmp_path / "agent")

@@ -31,11 +31,11 @@ def elements(symmetry: Symmetry) -> set[str]:
         "CartPole-v1",
         "Acrobot-v1",
         "Pendulum-v1",
-        "LunarLander-v3",
-        "Reacher-v5",
+        pytest.param("LunarLander-v3", marks=pytest.mark.slow),
+        pytest.param("Reacher-v5", marks=pytest.mark.slow),
         "equirl/GridWorld-v0",
         "MinAtar/Breakout-v1",
-        "MinAtar/Asterix-v1",
+        pytest.param("MinAtar/Asterix-v1", marks=pytest.mark.slow),
     ],
 )
 def test_exactly_the_listed_group_is_found(name):
