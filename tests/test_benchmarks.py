@@ -50,9 +50,8 @@ def row(arm: str = "equitune", group: str = "C4", order: int = 4, **samples: lis
     return found | {"samples": taken, "parameters": 10, "flops": 100, "peak_bytes": 1000}
 
 
-def test_quick_run_has_a_row_or_a_reason_for_every_arm_of_every_case(tmp_path, capsys, monkeypatch):
-    # Nothing is timed here, and a compiler would take half a minute.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+@pytest.mark.usefixtures("traced")  # nothing is timed here
+def test_quick_run_has_a_row_or_a_reason_for_every_arm_of_every_case(tmp_path, capsys):
     run.main(["--quick", "--out", str(tmp_path / "new")])
     found = json.loads((tmp_path / "new" / "benchmarks.json").read_text(encoding="utf-8"))
     rows = {(each["case"], each["group"], each["arm"]): each for each in found["rows"] if each["device"] == "cpu"}

@@ -145,6 +145,10 @@ def test_what_is_said_of_turned_pictures_is_what_was_measured():
     assert re.findall(r"\d+\.\d%", said) == [turned[arm] for arm in arms]
 
 
+def mean(returns: list[float]) -> str:
+    return f"{np.mean(returns):.2f}"
+
+
 def test_what_is_said_of_canonical_and_soft_is_what_was_measured():
     text = " ".join(README.split())
     means: dict[tuple[str, str], list[float]] = {}
@@ -153,10 +157,7 @@ def test_what_is_said_of_canonical_and_soft_is_what_was_measured():
             means.setdefault((study, row["arm"]), []).append(float(row["return"]))
     canonical, equitune = means["learning", "canonical"], means["learning", "equitune"]
     assert len(canonical) == len(equitune) == 10
-    (ten, five), (equitune_ten, equitune_five) = (
-        (f"{np.mean(returns):.2f}", f"{np.mean(returns[:5]):.2f}") for returns in (canonical, equitune)
-    )
-    assert f"`canonical` reaches {ten} over 10 seeds (the first five {five})" in text
-    assert f"where equitune reaches {equitune_ten} ({equitune_five})" in text
-    soft, averaged, plain = (f"{np.mean(means['windy', arm]):.2f}" for arm in ("soft", "equitune", "identity"))
+    assert f"`canonical` reaches {mean(canonical)} over 10 seeds (the first five {mean(canonical[:5])})" in text
+    assert f"where equitune reaches {mean(equitune)} ({mean(equitune[:5])})" in text
+    soft, averaged, plain = (mean(means["windy", arm]) for arm in ("soft", "equitune", "identity"))
     assert f"`soft` reaches {soft}, `equitune` {averaged} and the plain network {plain}" in text

@@ -65,10 +65,11 @@ def test_enjoy_plays_an_agent_with_stacked_frames(logs, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_enjoy_plays_the_best_agent_on_an_environment_of_ours(logs, tmp_path):
+@pytest.mark.parametrize("which", [["--load-best"], []])
+def test_enjoy_plays_an_environment_of_ours(which, logs, tmp_path):
     place = ["-f", str(logs), "--gym-packages", "equirl.envs"]
-    out = run(*ENJOY, "equirl/GridWorld-v0", "-n", "200", *place, "--load-best", cwd=tmp_path)
-    assert "best_model.zip" in out
+    out = run(*ENJOY, "equirl/GridWorld-v0", "-n", "200", *place, *which, cwd=tmp_path)
+    assert ("best_model.zip" if which else "equirl-GridWorld-v0.zip") in out
     assert "Success rate" in out
     assert float(re.findall(r"Episode Length (\d+)", out)[0]) <= 50
 

@@ -1,7 +1,6 @@
 """Compiled gradient steps are the same steps, and those that have no program are taken as they are."""
 
 import shutil
-from functools import partial
 from typing import Any
 
 import pytest
@@ -35,24 +34,30 @@ def state(model):
     return nn.utils.parameters_to_vector(model.q_net.parameters()).detach(), torch.cat(moments)
 
 
-@pytest.fixture
-def traced(monkeypatch):
-    """Programs are traced, with their gradients, and run without building them in C++, which takes half a minute."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+PROGRAMS = [
+    (MlpPolicy, {"most": 0.02}, 1),
+    (MlpPolicy, {"wide": 600}, 1),  # large products
+    (CnnPolicy, {"env": "equirl/GridWorld-v0", **GRID}, 1),
+]
 
 
 @needs_compiler
-def test_the_steps_built_are_the_same():
-    assert_the_steps_are_the_same(MlpPolicy, {"most": 0.02, "wide": 600}, 1)
+@pytest.mark.parametrize(
+    ("policy", "given", "programs"),
+    [
+        (MlpPolicy, {"most": 0.02, "wide": 600}, 1),
+        *(pytest.param(*program, marks=pytest.mark.slow) for program in PROGRAMS),
+    ],
+)
+def test_the_steps_built_are_the_same(policy, given, programs):
+    assert_the_steps_are_the_same(policy, given, programs)
 
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize(
     ("policy", "given", "programs"),
     [
-        (MlpPolicy, {"most": 0.02}, 1),
-        (MlpPolicy, {"wide": 600}, 1),  # large products
-        (CnnPolicy, {"env": "equirl/GridWorld-v0", **GRID}, 1),
+        *PROGRAMS,
         (MlpPolicy, {"optimizer_class": torch.optim.RMSprop}, 0),
         (MlpPolicy, {"optimizer_kwargs": {"weight_decay": 0.1}}, 0),
         (MlpPolicy, {"method": "equizero"}, 0),

@@ -22,16 +22,17 @@ BRIEF = 6  # pairs of films, half a second a film
 PAGE = Path(__file__).resolve().parents[1] / "benchmarks" / "verdicts.md"
 
 # These are checked by the same code as a neighbour that stays: Pong by states; MsPacman, Asteroids, Freeway by films.
-SLOW_VERDICTS = ("Breakout", "SpaceInvaders", "DemonAttack", "Asterix", "Seaquest", "Boxing", "Enduro")
-SLOW_CLAIMS = ("FourRooms", "LavaGap", "SimpleCrossing")  # Empty, DoorKey and Dynamic-Obstacles stay
+SLOW_VERDICTS = {
+    f"ALE/{game}-v5" for game in ("Breakout", "SpaceInvaders", "DemonAttack", "Asterix", "Seaquest", "Boxing", "Enduro")
+}
+# Empty, DoorKey and Dynamic-Obstacles stay.
+SLOW_CLAIMS = {"MiniGrid-FourRooms-v0", "MiniGrid-LavaGapS7-v0", "MiniGrid-SimpleCrossingS9N1-v0"}
 
 
-def entries(family: str, slow: Iterable[str], *verdicts: str) -> Any:
-    """Parametrize a test by the entries that have one of these verdicts, some of a family marked as slow."""
-    chosen = [entry for entry in ENTRIES if not verdicts or entry.verdict in verdicts]
-    late = [entry for entry in chosen if any(entry.env_id.startswith(f"{family}{name}") for name in slow)]
-    params = [pytest.param(e, id=e.name, marks=[pytest.mark.slow] if e in late else []) for e in chosen]
-    return pytest.mark.parametrize("entry", params)
+def each(chosen: Iterable[Entry], slow: set[str]) -> Any:
+    """Parametrize a test by entries, of which some, by their names, are slow."""
+    marks = {name: [pytest.mark.slow] for name in slow}
+    return pytest.mark.parametrize("entry", [pytest.param(e, id=e.name, marks=marks.get(e.name, ())) for e in chosen])
 
 
 def environment(entry: Entry):
@@ -40,7 +41,7 @@ def environment(entry: Entry):
     return make_to_check(entry.name)
 
 
-@entries("ALE/", SLOW_VERDICTS)
+@each(ENTRIES, SLOW_VERDICTS)
 def test_a_check_reproduces_the_verdict(entry, monkeypatch):
     if entry.verdict in ("undecidable", "rejected"):  # films have nothing to confirm
         monkeypatch.setattr(by_resets, "FILMS", BRIEF)
@@ -48,7 +49,7 @@ def test_a_check_reproduces_the_verdict(entry, monkeypatch):
     assert report.verdict == entry.verdict, report
 
 
-@entries("MiniGrid-", SLOW_CLAIMS, "exact", "exact in law")
+@each([entry for entry in ENTRIES if entry.verdict in ("exact", "exact in law")], SLOW_CLAIMS)
 def test_altered_claims_are_refuted(entry):
     env = environment(entry)
     claim = entry.symmetry.fitted(env.observation_space)
