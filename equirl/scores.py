@@ -193,32 +193,48 @@ class CentroidScores(Scores):
 
 
 class OrbitScores(Scores):
-    """Scores of any input by one small network that sees every pose: c_g(x) = s(g^-1 x).
+    """Scores of any input by one small network that sees every pose.
+
+    It returns one number of each, or |G|:
+
+        c_g(x) = s(g^-1 x),    or    c_g(x) = sum_p s_{p^-1 g}(p^-1 x),
+
+    where s_k(y) says how far y looks as if moved by k, so that each pose is judged by all views.
 
     Args:
         rep: how the group moves inputs.
-        net: from (B, ...) to (B, 1) or (B,).
+        net: s, from (B, ...) to (B, 1) or (B,), or to (B, G).
         shape: of one input, to try the network at once; else it is tried by the first.
 
     Raises:
-        UserError: a network that returns more than one number an input.
+        UserError: a network that returns another number of numbers an input.
 
     >>> from equirl import Permutation, cyclic
     >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
     >>> OrbitScores(swap, nn.Linear(2, 1))(torch.rand(5, 2)).shape
     torch.Size([2, 5])
+    >>> scores, x = OrbitScores(swap, nn.Linear(2, 2)), torch.rand(5, 2)
+    >>> torch.allclose(scores(swap(1, x)), scores(x).flip(0), atol=1e-6)
+    True
     """
+
+    between: Tensor
 
     def __init__(self, rep: Representation, net: nn.Module, shape: Sequence[int] | None = None) -> None:
         super().__init__(rep)
         self.net = net
+        self.register_buffer("between", torch.tensor(rep.group.table[rep.group.inverses].tolist()), persistent=False)
         _try(self, shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        scored = self.net(self._poses(self._scaled(x)))
-        if scored.numel() != len(self.rep.group) * len(x):
-            raise UserError(f"a network of scores returns shape {tuple(scored.shape)}: expected one number an input")
-        return cast("Tensor", scored.reshape(len(self.rep.group), -1))
+        scored, n = self.net(self._poses(self._scaled(x))), len(self.rep.group)
+        if scored.numel() == n * len(x):
+            return cast("Tensor", scored.reshape(n, -1))
+        if scored.numel() != n * n * len(x):
+            shape = tuple(scored.shape)
+            raise UserError(f"a network of scores returns shape {shape}: expected one number an input, or {n}")
+        places = self.between[:, None].expand(-1, len(x), -1)
+        return cast("Tensor", scored.reshape(n, -1, n).gather(2, places).sum(0).T)
 
 
 class ReferenceScores(Scores):

@@ -41,6 +41,7 @@ def perceptron(size: int, out: int) -> nn.Module:
 def on_vectors(rep: Any, size: int) -> dict[str, Any]:
     return {
         "orbit": lambda: OrbitScores(rep, perceptron(size, 1)),
+        "views": lambda: OrbitScores(rep, perceptron(size, len(rep.group))),
         "reference": lambda: ReferenceScores(rep, perceptron(size, 8), 8),
     }
 
@@ -234,6 +235,17 @@ def test_the_loss_of_a_reference_keeps_poses_apart():
     assert OrbitScores(S3, perceptron(3, 1)).loss(x) is None
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_each_pose_is_judged_by_all_views(case):
+    canonical, _, x = made(case, "views")
+    scores, rep = canonical.scores, canonical.input
+    group = rep.group
+    views = [scores.net(rep(group.inverse(p), x)) for p in range(len(group))]  # one column an element
+    for g in range(len(group)):
+        expected = sum(view[:, group.product(group.inverse(p), g)] for p, view in enumerate(views))
+        torch.testing.assert_close(scores(x)[g], expected, rtol=0, atol=1e-12)
+
+
 def test_a_prior_brings_the_poses_of_the_data_back():
     canonical, f, _ = made("C4 pictures", "grid", prior=1.0)
     canonical.train()
@@ -288,10 +300,10 @@ def test_a_loss_passes_through_in_evaluation_and_without_gradients():
         (lambda: RegularScores(Grid(C4), perceptron(75, 4), (3, 5, 5)), "scores that move otherwise than C4"),
         (lambda: CentroidScores(Grid(C4), (3, 5, 5), rate=0), "rate 0: expected a number above 0"),
         (lambda: CentroidScores(cast("Any", SIGNS), (3, 5, 5)), "expected pictures of layout 'CHW'"),
-        (lambda: OrbitScores(SIGNS, perceptron(3, 2), (3,)), "expected one number an input"),
+        (lambda: OrbitScores(SIGNS, perceptron(3, 3), (3,)), "expected one number an input, or 2"),
         (lambda: ReferenceScores(SIGNS, perceptron(3, 8), 0), "features_dim 0"),
         (lambda: ReferenceScores(SIGNS, perceptron(3, 8), 7)(torch.zeros(1, 3)), "features_dim 7: expected 8"),
-        (lambda: OrbitScores(SIGNS, perceptron(3, 2))(torch.zeros(1, 3)), "expected one number an input"),
+        (lambda: OrbitScores(SIGNS, perceptron(3, 3))(torch.zeros(1, 3)), "expected one number an input, or 2"),
         (lambda: made("C2 signs", "orbit")[0](nn.Identity(), {"a": torch.zeros(1, 3)}), "expected a tensor"),
     ],
 )
