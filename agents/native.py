@@ -16,7 +16,7 @@ from equirl._expanded import Orbit
 from equirl.agents.extractors import SmallCNN, default_cnn
 from equirl.agents.making import movable_shape
 from equirl.errors import UserError, unknown
-from equirl.layers import positive
+from equirl.groups import positive
 from equirl.methods import NATIVE
 from equirl.networks import (
     Collapse,

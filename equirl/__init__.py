@@ -18,7 +18,8 @@ from equirl.representations import (
     Tokens,
     Trivial,
 )
-from equirl.symmetrizers import Equitune, Equizero, Identity, LambdaEquitune, SoftEquitune, Symmetrizer
+from equirl.soft import SoftEquitune
+from equirl.symmetrizers import Equitune, Equizero, Identity, LambdaEquitune, Symmetrizer
 from equirl.symmetry import Symmetry, register_symmetry, registered_symmetries, resolve_symmetry, symmetry_of
 from equirl.wrapping import symmetrize
 

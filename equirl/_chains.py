@@ -18,6 +18,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import module as modules
+
+from equirl._representation import eager
 
 LARGE_PRODUCT = 2**21
 """From so many multiplications on oneDNN is faster, as measured: below, finding its kernel costs more."""
@@ -87,9 +90,8 @@ class Chain:
             and x.is_cpu
             and x.dtype == self.weighted[0].weight.dtype
             and x.dtype in (torch.float32, torch.float64)
-            and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled("cpu")
-            and not torch._C._are_functorch_transforms_active()
+            and eager("cpu")
+            and not modules._has_any_global_hook()  # type: ignore[no-untyped-call]
             and not any(map(hooked, self.layers))
         )
 
@@ -121,18 +123,19 @@ class _Chained(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, chain: Chain, x: Tensor, *weights: Tensor | None) -> tuple[Tensor, Tensor]:
         y, inputs, ctx.shapes = forward(chain.steps, x, weights)
-        ctx.chain = chain
+        ctx.steps = chain.steps
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *inputs, *weights)
         return y, inputs[-1]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_features: Tensor | None) -> tuple[Any, ...]:
-        steps, needed = ctx.chain.steps, ctx.needs_input_grad[1:]
+        steps, needed = ctx.steps, ctx.needs_input_grad[1:]
         x, *saved = ctx.saved_tensors
         inputs, weights = saved[: len(steps)], saved[len(steps) :]
         if torch.is_grad_enabled():
-            outputs = [each for each in zip(ctx.chain.in_steps(x), (g, g_features), strict=True) if each[1] is not None]
+            made = differentiable(steps, x, weights)
+            outputs = [each for each in zip(made, (g, g_features), strict=True) if each[1] is not None]
             wanted = [each for each, needs in zip((x, *weights), needed, strict=True) if needs]
             ys, gs = zip(*outputs, strict=True)
             found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=True, allow_unused=True))
@@ -161,6 +164,19 @@ def forward(
             x = _product(x, cast("Tensor", weight).t(), bias)
         x = x.relu_() if step.rectified else x
     return x, inputs, shapes
+
+
+def differentiable(steps: Sequence[Step], x: Tensor, weights: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Return the output of a chain and the input of its last step, of operations that autograd knows."""
+    features = x
+    for step, weight, bias in zip(steps, cast("Sequence[Tensor]", weights[::2]), weights[1::2], strict=True):
+        features = x.flatten(1) if step.flattens else x
+        if step.places:
+            x = functional.conv2d(features, weight, bias, *step.places)
+        else:
+            x = functional.linear(features, weight, bias)
+        x = x.relu() if step.rectified else x
+    return x, features
 
 
 def backward(

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from equirl._representation import Indexed, Representation
+from equirl._representation import Indexed, Representation, eager
 from equirl.errors import UserError
 from equirl.groups import Group
 from equirl.representations import Matrix, Trivial
@@ -144,9 +144,9 @@ class Expanded(Tables, ABC):
 
     def expanded(self) -> tuple[Tensor, ...]:
         """Return what weight and bias expand to, computed anew only where that matters."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.expand()
         kept, weight, bias = self._kept, self.weight, self.bias
+        if torch.is_grad_enabled() or not eager(weight.device.type):
+            return self.expand()
         if kept is None or not (kept.weight.holds(weight) and kept.bias.holds(bias)):
             made = self.expand()
             if not weight.is_cpu or weight.is_inference() or bias.is_inference():

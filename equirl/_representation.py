@@ -43,6 +43,8 @@ class Representation(ABC):
         self._constants: dict[Any, Any] = {}  # tables as tensors, one a shape, data type and device
 
     def _constant(self, key: Any, make: Callable[[], Any]) -> Any:
+        if torch.compiler.is_exporting():
+            return make()  # of what is no tensor with numbers
         if key not in self._constants:
             with torch.inference_mode(False):  # else what inference makes first, training could not use later
                 self._constants[key] = make()
@@ -148,6 +150,16 @@ class Representation(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.group})"
+
+
+def eager(device: str) -> bool:
+    """Return whether tensors hold numbers of their own data types: not traced, compiled, cast or transformed."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch.is_autocast_enabled(device)
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 class Indexed(Representation):

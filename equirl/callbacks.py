@@ -18,7 +18,8 @@ from equirl.canonicalizers import Canonicalize
 from equirl.checkpoints import save_checkpoint
 from equirl.figures import orbit_picture
 from equirl.multigroup import Product
-from equirl.symmetrizers import Equizero, LambdaEquitune, SoftEquitune
+from equirl.soft import SoftEquitune
+from equirl.symmetrizers import Equizero, LambdaEquitune
 
 TEXT_ONLY = ("stdout", "log", "json", "csv")
 

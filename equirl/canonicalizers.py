@@ -11,6 +11,7 @@ choice has the gradient of a softmax (straight-through); f sees no orbit, neithe
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -79,7 +80,7 @@ class Choice(NamedTuple):
         if self.slopes is None:
             return moved
         slopes = self.slopes[:, self.rows]
-        slid = tree_map(rep.orbit(y), lambda views: _mix(slopes, views))
+        slid = tree_map(rep.orbit(y), lambda views: _mix(slopes, views.nan_to_num(math.nan, 0.0, 0.0)))
         return tree_map(moved, lambda part, slide: part + slide, slid)
 
     def averaged(self, y: Any) -> Any:

@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 from equirl._representation import Tree
 from equirl.errors import UserError
 from equirl.representations import Permutation, Representation, Trivial
+from equirl.symmetrizers import first_of
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def equivariance_error(f: Callable[[Any], Any], input: Representation, output: R
     >>> equivariance_error(lambda x: x * torch.tensor([1.0, 0.0]), swap, swap, torch.tensor([[1.0, 5.0]]))
     5.0
     """
-    still = _output(f(x))
+    still = _output(f(_some(x)))
     worst = []
     for g in range(len(input.group)):
         moved = zip(_parts(_output(f(input(g, x)))), _parts(output(g, still)), strict=True)
@@ -80,7 +81,7 @@ def greedy_disagreement(
         found: Tensor = _output(f(x))
         return found if tolerance is not None else one_hot(found.argmax(-1), found.shape[-1])
 
-    still, allowed = act(x), 0 if tolerance is None else tolerance
+    still, allowed = act(_some(x)), 0 if tolerance is None else tolerance
     # so that nan, which no comparison holds of, agrees with nothing
     right = [((act(input(g, x)) - output(g, still)).abs() <= allowed).all(-1) for g in range(1, len(input.group))]
     return float((~torch.stack(right)).double().mean()) if right else 0.0
@@ -88,6 +89,12 @@ def greedy_disagreement(
 
 def _output(y: Any) -> Any:
     return y[0] if isinstance(y, tuple) else y
+
+
+def _some(x: Any) -> Any:
+    if not len(first_of(x)):
+        raise UserError("no inputs to check: expected a batch of at least one")
+    return x
 
 
 def _parts(tree: Tree) -> list[Tensor]:

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from equirl._expanded import Expanded, Orbit
 from equirl.errors import UserError
-from equirl.groups import Group
-from equirl.layers import Lift, ToRegular, positive, regular, shape_of
+from equirl.groups import Group, positive
+from equirl.layers import Lift, ToRegular, regular, shape_of
 from equirl.representations import Grid
 
 _KEEP_ROWS = ("identity", "transpose", "flip_x")
@@ -37,6 +37,8 @@ class _Conv(Expanded):
         self, rep: Grid, shape: tuple[int, ...], channels: int, kernel: int, stride: int = 1, padding: int = 0
     ) -> None:
         rep.check_shape(shape)
+        if len(shape) != 3:
+            raise UserError(f"pictures of shape {shape}: expected (channels, rows, columns)")
         sides = [
             _strided(name, side, kernel, stride, padding, not set(rep.maps) <= set(keep))
             for name, side, keep in zip(("rows", "columns"), shape[1:], (_KEEP_ROWS, _KEEP_COLUMNS), strict=True)
@@ -193,6 +195,8 @@ def _strided(name: str, side: int, kernel: int, stride: int, padding: int, mirro
     """Return at how many places a kernel stands, the same ones when the side is mirrored."""
     positive("kernel", kernel)
     positive("stride", stride)
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        raise UserError(f"padding {padding!r}: expected a whole number of at least 0")
     rest = side + 2 * padding - kernel
     if rest < 0:
         raise UserError(

@@ -256,6 +256,13 @@ def whole_numbers(what: str, values: Any) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
+def positive(name: str, value: int) -> int:
+    """Return a whole number of at least 1, or raise a `UserError` that names it."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise UserError(f"{name} {value!r}: expected a whole number of at least 1")
+    return int(value)
+
+
 def _is_named(name: str) -> bool:
     return re.fullmatch("[CDS][1-9][0-9]{0,3}(x[CDS][1-9][0-9]{0,3})*", name) is not None
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from equirl._expanded import Expanded, Orbit, centre_of_samples, real_characters
-from equirl.errors import UserError
-from equirl.groups import Group
+from equirl.groups import Group, positive
 from equirl.representations import Permutation, Representation
 
 FOURIER_WIDTH = 1024
@@ -145,11 +144,12 @@ class RegularLinear(ToRegular):
         if not self.fourier:
             return super().forward(x)
         real, pairs, bias = self.expanded()
-        waves = (x.view(len(x), -1, len(self.basis)) @ self.basis).permute(2, 0, 1)
+        n, order = x.shape[0], len(self.basis)
+        waves = (x.view(n, x.shape[1] // order, order) @ self.basis).permute(2, 0, 1)
         done = torch.bmm(waves[: self.real], real)
         if self.pairs:
-            both = waves[self.real :].reshape(self.pairs, 2, len(x), -1).transpose(1, 2).flatten(2)
-            turned = torch.bmm(both, pairs).view(self.pairs, len(x), 2, -1).transpose(1, 2).flatten(0, 1)
+            both = waves[self.real :].reshape(self.pairs, 2, n, x.shape[1] // order).transpose(1, 2).flatten(2)
+            turned = torch.bmm(both, pairs).view(self.pairs, n, 2, self.channels).transpose(1, 2).flatten(0, 1)
             done = torch.cat([done, turned])
         return (done.permute(1, 2, 0) @ self.basis.T).flatten(1) + bias
 
@@ -203,10 +203,3 @@ class Project(Expanded):
 def shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
     """Return a shape, of vectors where one number was given."""
     return (int(shape),) if isinstance(shape, int | np.integer) else tuple(map(int, shape))
-
-
-def positive(name: str, value: int) -> int:
-    """Return a whole number of at least 1, or raise a `UserError` that names it."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise UserError(f"{name} {value!r}: expected a whole number of at least 1")
-    return int(value)

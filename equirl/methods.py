@@ -11,11 +11,13 @@ from torch import nn
 
 from equirl.canonicalizers import Canonicalize, Posed
 from equirl.errors import UserError, unknown
-from equirl.layers import positive
+from equirl.groups import positive
+from equirl.layers import shape_of
 from equirl.multigroup import Product
 from equirl.representations import Grid, PerKey, Representation, Trivial
 from equirl.scores import CentroidScores, GridScores, KeyScores, OrbitScores, Scores, Shape
-from equirl.symmetrizers import Equitune, Equizero, Identity, LambdaEquitune, SoftEquitune, Symmetrizer
+from equirl.soft import SoftEquitune
+from equirl.symmetrizers import Equitune, Equizero, Identity, LambdaEquitune, Symmetrizer
 
 METHODS: dict[str, type[Symmetrizer]] = {
     cls.method: cls for cls in (Identity, Equitune, Equizero, LambdaEquitune, Canonicalize, Product, SoftEquitune)
@@ -53,9 +55,13 @@ def scores_for(
     positive("hidden", hidden)
     if isinstance(shape, Mapping):
         keys = rep.keys if isinstance(rep, PerKey) else dict.fromkeys(shape, rep)
+        for key in shape:
+            if key not in keys:
+                raise unknown("key", key, keys)
         moved = {key: part for key, part in shape.items() if not isinstance(keys[key], Trivial)}
         parts = {key: scores_for(keys[key], part, pictures, hidden, width) for key, part in moved.items()}
         return KeyScores(PerKey(rep.group, keys), parts)
+    shape = shape_of(shape)
     if isinstance(rep, Grid) and rep.layout == "CHW" and len(shape) == 3:
         if pictures == "centroids":
             return CentroidScores(rep, shape)

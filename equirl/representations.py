@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -164,14 +165,14 @@ class Tokens(Representation):
     def __call__(self, g: int | Tensor, x: Tensor) -> Tensor:
         table = self._tensor(x)
         if isinstance(g, Tensor):
-            return table[g].gather(-1, x.reshape(len(x), -1).long()).view_as(x).to(x.dtype)
+            return table[g].gather(-1, _rows(x)).view_as(x).to(x.dtype)
         return table[g][x.long()].to(x.dtype)
 
     def orbit(self, x: Tensor) -> Tensor:
         return self._tensor(x)[:, x.long()].to(x.dtype)
 
     def undo(self, ys: Tensor) -> Tensor:
-        return self._tensor(ys, inverse=True).gather(-1, ys.reshape(len(ys), -1).long()).view_as(ys).to(ys.dtype)
+        return self._tensor(ys, inverse=True).gather(-1, _rows(ys)).view_as(ys).to(ys.dtype)
 
     def check_shape(self, shape: Sequence[int]) -> None:
         pass
@@ -187,6 +188,11 @@ class Tokens(Representation):
 
     def __repr__(self) -> str:
         return f"Tokens({self.group}, vocabulary={self.logits.size})"
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return tokens (N, ...) as places in a table, a row each."""
+    return x.reshape(len(x), math.prod(x.shape[1:])).long()
 
 
 class PerKey(Representation):
@@ -208,6 +214,8 @@ class PerKey(Representation):
         super().__init__(group)
         self.keys = dict(keys)
         for key, rep in self.keys.items():
+            if isinstance(rep, PerKey):
+                raise UserError(f"key {key!r} carries {rep!r}: expected no dictionary in a dictionary")
             if rep.group != group:
                 raise UserError(f"key {key!r} carries a representation of {rep.group}: expected one of {group}")
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from equirl._representation import eager
 from equirl.errors import UserError, unknown
-from equirl.layers import positive
+from equirl.groups import positive
 from equirl.networks import NativeCNN
 from equirl.representations import Grid, PerKey, Representation
 
@@ -45,12 +46,13 @@ class Scores(nn.Module, ABC):
         return None
 
     def _poses(self, x: Tensor) -> Tensor:
-        """Return g^-1 x of all g, stacked as (G * B, ...)."""
-        return cast("Tensor", self.rep.orbit(x)[self.rep.inverses(x.device)].flatten(0, 1))
+        """Return g^-1 x of all g, stacked as (G * B, ...), as `_scaled` says."""
+        return self._scaled(self.rep.orbit(x)[self.rep.inverses(x.device)].flatten(0, 1))
 
     def _scaled(self, x: Tensor) -> Tensor:
-        """Return pictures of bytes as numbers from 0 to 1, and others in the data type of the scores' weights."""
-        return x if x.is_floating_point() else x.to(self.dtype) / 255
+        """Return inputs in the data type of the scores' weights, bytes as numbers from 0 to 1."""
+        y = x.to(self.dtype)
+        return y if x.dtype != torch.uint8 else y / 255
 
 
 class RegularScores(Scores):
@@ -179,7 +181,8 @@ class CentroidScores(Scores):
         Without gradients they are kept, and compared by all bits of the weights, which optimizers change in silence.
         """
         learning, kept = torch.is_grad_enabled(), self._kept
-        if not learning and kept is not None:
+        keeps = not learning and eager(self.weight.device.type)
+        if keeps and kept is not None:
             weight, templates = kept
             same = (weight.dtype, weight.device) == (self.weight.dtype, self.weight.device)
             if same and torch.equal(weight, self.weight):
@@ -187,7 +190,7 @@ class CentroidScores(Scores):
         with torch.inference_mode(False), torch.set_grad_enabled(learning):
             template = torch.einsum("cd,dhw->chw", self.rate * self.weight, self.places)
             made: Tensor = self.rep.orbit(template[None]).flatten(1)
-            if not learning:
+            if keeps:
                 self._kept = self.weight.detach().clone(), made
         return made
 
@@ -221,13 +224,13 @@ class OrbitScores(Scores):
     between: Tensor
 
     def __init__(self, rep: Representation, net: nn.Module, shape: Sequence[int] | None = None) -> None:
-        super().__init__(rep)
+        super().__init__(_of_one_tensor(rep))
         self.net = net
         self.register_buffer("between", torch.tensor(rep.group.table[rep.group.inverses].tolist()), persistent=False)
         _try(self, shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        scored, n = self.net(self._poses(self._scaled(x))), len(self.rep.group)
+        scored, n = self.net(self._poses(x)), len(self.rep.group)
         if scored.numel() == n * len(x):
             return cast("Tensor", scored.reshape(n, -1))
         if scored.numel() != n * n * len(x):
@@ -263,7 +266,7 @@ class ReferenceScores(Scores):
     def __init__(
         self, rep: Representation, net: nn.Module, features_dim: int, shape: Sequence[int] | None = None
     ) -> None:
-        super().__init__(rep)
+        super().__init__(_of_one_tensor(rep))
         self.net = net
         self.reference = nn.Parameter(functional.normalize(torch.randn(positive("features_dim", features_dim)), dim=0))
         _try(self, shape)
@@ -278,7 +281,7 @@ class ReferenceScores(Scores):
 
     def _directions(self, x: Tensor) -> Tensor:
         """Return u(g^-1 x) at length 1, shape (G, B, F)."""
-        u = self.net(self._poses(self._scaled(x))).flatten(1)
+        u = self.net(self._poses(x)).flatten(1)
         if u.shape[1] != len(self.reference):
             raise UserError(f"features_dim {len(self.reference)}: expected {u.shape[1]}, as the network returns")
         return functional.normalize(u, dim=1).view(len(self.rep.group), -1, u.shape[1])
@@ -339,3 +342,9 @@ def _try(scores: Scores, shape: Sequence[int] | None) -> None:
     with torch.no_grad():
         scores.eval()(torch.zeros(2, *shape, dtype=scores.dtype))
     scores.train(mode)
+
+
+def _of_one_tensor(rep: Representation) -> Representation:
+    if isinstance(rep, PerKey):
+        raise UserError(f"scores of {rep!r} by one network: expected KeyScores, with scores of each entry")
+    return rep

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from equirl._representation import Tree
 from equirl.errors import UserError, unknown
+from equirl.groups import positive
 from equirl.representations import Representation
 
 Function = Callable[[Any], Any]
@@ -34,7 +35,8 @@ def _max_probability(y: Tensor) -> Tensor:
 
 
 def _entropy(y: Tensor) -> Tensor:
-    return (_flat(y).softmax(-1) * _flat(y).log_softmax(-1)).sum(-1)
+    entropies: Tensor = torch.special.entr(_flat(y).softmax(-1)).sum(-1)
+    return -entropies
 
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {"max": _max, "max_probability": _max_probability, "entropy": _entropy}
@@ -67,6 +69,9 @@ class Symmetrizer(nn.Module, ABC):
 
     def __init__(self, input: Representation, output: Representation) -> None:
         super().__init__()
+        for name, rep in (("input", input), ("output", output)):
+            if not isinstance(rep, Representation):
+                raise UserError(f"{name} {rep!r}: expected a representation, such as Grid(cyclic(4))")
         if input.group != output.group:
             raise UserError(f"inputs move by {input.group} and outputs by {output.group}: expected one group")
         self.input, self.output = input, output
@@ -85,8 +90,10 @@ class Symmetrizer(nn.Module, ABC):
 
     def _rows(self, y: Tensor) -> Tensor:
         """Return what f made of stacked views, (G * B, ...), as (G, B, ...)."""
+        if not (y.is_floating_point() or y.is_complex()):
+            raise UserError(f"f returns {y.dtype}: expected a floating-point data type")
         n = len(self.input.group)
-        return y.view(n, len(y) // n, *y.shape[1:])
+        return y.view(n, y.shape[0] // n, *y.shape[1:])
 
     def forward(self, f: Function, x: Any) -> Any:
         """Return f_G(x), shape (B, ...)."""
@@ -158,7 +165,7 @@ class Equitune(Symmetrizer):
         elements = self.drawn(len(first), k, first.device).reshape(-1)
         y = f(self.input(elements, tree_map(x, lambda part: part.repeat(k, *[1] * (part.ndim - 1)))))
         undone = self.output(self.output.inverses(first.device)[elements], y[0] if isinstance(y, tuple) else y)
-        return tree_map(undone, lambda part: part.unflatten(0, (k, -1)).mean(0))
+        return tree_map(undone, lambda part: part.unflatten(0, (k, part.shape[0] // k)).mean(0))
 
     def drawn(self, count: int, k: int, device: torch.device) -> Tensor:
         """Return k elements for each of `count` inputs, each as likely as the others, none twice, shape (k, count)."""
@@ -182,48 +189,10 @@ class LambdaEquitune(Symmetrizer):
 
     def __init__(self, input: Representation, output: Representation, features_dim: int, hidden: int = 100) -> None:
         super().__init__(input, output)
-        self.features_dim, self.score = features_dim, _Score(features_dim, hidden)
+        self.features_dim, self.score = features_dim, Reader(features_dim, hidden)
 
     def weights(self, branches: Branches) -> Tensor:
-        return self.score(_read(branches, "lambda-equitune")).squeeze(-1).softmax(0)  # type: ignore[no-any-return]
-
-
-class SoftEquitune(Symmetrizer):
-    """Lets go of a symmetry that is not exact where that pays: f_s(x) = (1 - p(x)) f_G(x) + p(x) f(x).
-
-    The gate p(x) of 0 to 1 is a small net's reading of f's features at x, or of x itself. Its last layer starts at
-    zero, so that training starts from `Equitune`, exactly; what is learned is not equivariant where p(x) is not 0
-    (compare the residual pathways of Finzi et al. 2021, arXiv 2112.01388).
-
-    Args:
-        features_dim: D, the number of features (or of entries of x).
-        hidden: width of the two hidden layers.
-
-    >>> from equirl import Permutation, cyclic
-    >>> swap = Permutation(cyclic(2), [[0, 1], [1, 0]])
-    >>> soft, f = SoftEquitune(swap, swap, 2), lambda x: x * torch.tensor([1.0, 3.0])
-    >>> soft(f, torch.tensor([[1.0, 10.0]])), soft.gate(soft.branches(f, torch.ones(1, 2)))
-    (tensor([[ 2., 20.]], grad_fn=<SumBackward1>), tensor([0.], grad_fn=<_InwardBackward>))
-    """
-
-    method = "soft"
-    exact = False
-    learns = True
-    reads_features = True
-
-    def __init__(self, input: Representation, output: Representation, features_dim: int, hidden: int = 100) -> None:
-        super().__init__(input, output)
-        self.features_dim, self.score = features_dim, _Score(features_dim, hidden)
-
-    def gate(self, branches: Branches) -> Tensor:
-        """Return p(x), shape (B,)."""
-        read = self.score(_read(branches, "soft symmetry")[0]).squeeze(-1)
-        return _Inward.apply(read)  # type: ignore[no-any-return, no-untyped-call]
-
-    def weights(self, branches: Branches) -> Tensor:
-        gate, n = self.gate(branches), len(self.input.group)
-        plain = nn.functional.one_hot(torch.tensor(0), n).to(gate)[:, None]
-        return (1 - gate) / n + gate * plain
+        return self.score(reading(branches, "lambda-equitune")).squeeze(-1).softmax(0)  # type: ignore[no-any-return]
 
 
 class Equizero(Symmetrizer):
@@ -267,11 +236,12 @@ class Equizero(Symmetrizer):
         branches = self.branches(f, x)
         with torch.no_grad():
             weights = self.weights(branches if selector is None else self.branches(selector, x))
-        best = _weighted(weights, branches.undone)
+        unused = weights == 0  # of these, 0 times infinity would be nan
+        best = _weighted(weights, tree_map(branches.undone, lambda part: part.masked_fill(_spread(unused, part), 0)))
         if not self.training:
             return best
         mean = tree_map(branches.undone, lambda part: part.mean(0))
-        return tree_map(best, lambda part, m: part.detach() + (m - m.detach()), mean)  # the value of best, bit for bit
+        return tree_map(best, lambda part, m: part.detach() + (m - m.detach()).nan_to_num(), mean)  # best, bit for bit
 
 
 def tree_map(tree: Tree, f: Callable[..., Tensor], *others: Any) -> Tree:
@@ -290,18 +260,23 @@ def tied(scores: Tensor, tolerance: float | None) -> Tensor:
     """Return 1 for scores (G, B) within the tolerance of the best over G, as `Equizero` says, and 0 for others."""
     best, most = scores.amax(0), 1 / 64  # half precision would tie everything
     width = min(1024 * torch.finfo(scores.dtype).eps, most) if tolerance is None else tolerance
-    return (scores >= best - width * best.abs().clamp(min=1.0)).to(scores.dtype)
+    return (~(scores < best - width * best.abs().clamp(min=1.0))).to(scores.dtype)  # where it is nan, all
 
 
 def _flat(y: Tensor) -> Tensor:
-    return y.reshape(*y.shape[:2], -1)
+    return y.flatten(2) if y.ndim > 2 else y[..., None]
 
 
 def _weighted(weights: Tensor, undone: Tree) -> Tree:
     def average(part: Tensor) -> Tensor:
-        return (weights.to(part.dtype).view(*weights.shape, *[1] * (part.ndim - 2)) * part).sum(0)
+        return (_spread(weights.to(part.dtype), part) * part).sum(0)
 
     return tree_map(undone, average)
+
+
+def _spread(weights: Tensor, part: Tensor) -> Tensor:
+    """Return weights (G, B) in a shape that multiplies a part (G, B, ...)."""
+    return weights.view(*weights.shape, *[1] * (part.ndim - 2))
 
 
 def _template(branches: Branches) -> Tensor:
@@ -309,11 +284,12 @@ def _template(branches: Branches) -> Tensor:
     return torch.zeros(first.shape[:2], dtype=first.dtype, device=first.device)
 
 
-class _Score(nn.Sequential):
+class Reader(nn.Sequential):
     """A small net from features (..., D) to numbers (..., 1), which are 0 at the start."""
 
     def __init__(self, features_dim: int, hidden: int) -> None:
-        last = nn.Linear(hidden, 1)
+        positive("features_dim", features_dim)
+        last = nn.Linear(positive("hidden", hidden), 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         super().__init__(nn.Linear(features_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
@@ -325,24 +301,9 @@ class _Score(nn.Sequential):
         return super().forward(read.to(weight.dtype))  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _read(branches: Branches, what: str) -> Tensor:
+def reading(branches: Branches, what: str) -> Tensor:
     """Return what a small net reads of every view, shape (G, B, D): f's features, else the view."""
-    read = branches.views if branches.features is None else branches.features
-    if isinstance(read, dict):
+    found = branches.views if branches.features is None else branches.features
+    if isinstance(found, dict):
         raise UserError(f"{what} on a dictionary: expected f to return (y, features)")
-    return _flat(read)
-
-
-class _Inward(torch.autograd.Function):
-    """Numbers cut to 0..1; the gradient of those at or beyond an end passes where it leads back inside."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        outward = ((x <= 0) & (g > 0)) | ((x >= 1) & (g < 0))
-        return g.masked_fill(outward, 0.0)
+    return _flat(found)

@@ -25,6 +25,7 @@ MAY_IMPORT["agents"] = {*CORE, "agents"}
 # Files that share a layer. A file of no layer is on top: it may import all, and no layer may import it.
 LAYER_OF_FILE = dict.fromkeys(("_representation", "grids", "permutations", "products"), "representations")
 LAYER_OF_FILE |= dict.fromkeys(("_maps", "_spaces"), "symmetry")
+LAYER_OF_FILE["soft"] = "symmetrizers"
 LAYER_OF_FILE |= dict.fromkeys(("_chains", "_expanded", "convolutions", "layers"), "networks") | {
     "scores": "canonicalizers"
 }

@@ -16,7 +16,7 @@ from equirl import Symmetry, UserError, equivariance_error, resolve_symmetry, sy
 from equirl.agents import actor_critic, dqn, qrdqn, sac, td3
 from equirl.canonicalizers import Canonicalize, CentroidScores, GridScores, KeyScores
 from equirl.multigroup import Product
-from equirl.symmetrizers import SoftEquitune
+from equirl.soft import SoftEquitune
 
 ALGORITHMS: dict[str, Any] = {
     "dqn": (sb3.DQN, dqn),
