@@ -81,9 +81,18 @@ class ActorCriticPolicy(SymmetricPolicy, SymmetricNet, sb3.ActorCriticPolicy):
         self.scores_are = "action" if isinstance(action_space, spaces.Box) else "log-probability"
         super().__init__(**given)
 
-    def _build_mlp_extractor(self) -> None:
-        super()._build_mlp_extractor()
-        # Built here, before SB3 hands all parameters to the optimizer.
+    def _build(self, lr_schedule: Schedule) -> None:
+        own = self._build_mlp_extractor  # perhaps of a subclass, as SB3's documentation shows
+
+        def build() -> None:
+            own()
+            self._build_symmetrizer()  # before SB3 hands all parameters to the optimizer
+
+        self._build_mlp_extractor = build  # type: ignore[method-assign]
+        super()._build(lr_schedule)
+        del self._build_mlp_extractor
+
+    def _build_symmetrizer(self) -> None:
         action, group = self.symmetry.action, self.symmetry.group
         self._spread = magnitudes(action) if isinstance(self.action_space, spaces.Box) else None
         output = PerKey(group, {"action": action, "value": Trivial(group)})

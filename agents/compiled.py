@@ -86,4 +86,5 @@ def _program(
             weight.sub_(rates[0] * average / (square.sqrt() * rates[1] + eps))
         return errors
 
+    whole.__code__ = whole.__code__.replace(co_name="whole_step")  # of its own: how often one is compiled has a limit
     return cast("Callable[..., Tensor]", torch.compile(whole, fullgraph=True, dynamic=False))

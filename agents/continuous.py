@@ -32,7 +32,8 @@ class SymmetricActor(SymmetricNet):
 
     Equizero takes the view of which the critics, as they are, expect most: g* = argmax_g min_i q_i(g s, pi(g s)). They
     are asked without gradients. A `score` of one's own, from the dictionary of outputs (G, B, ...) to scores (G, B),
-    replaces them. An actor that has neither averages its views.
+    replaces them. An actor that has neither averages its views. The critics are no part of the actor: to trace or to
+    export it, take the policy, as a module that calls ``self.policy.actor(obs)``.
 
     Args:
         symmetry: how the group moves observations and actions.

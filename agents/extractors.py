@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import Tensor, nn
@@ -76,6 +78,12 @@ class PretrainedExtractor(BaseFeaturesExtractor):
     def forward(self, observations: Tensor) -> Tensor:
         """Return the module's outputs, flattened to (B, features_dim)."""
         return self.module(observations).flatten(1)  # type: ignore[no-any-return]
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> PretrainedExtractor:
+        """Apply a function to every module, but not that by which SB3's PPO and A2C start all layers afresh."""
+        if getattr(fn, "func", fn) is not BasePolicy.init_weights:
+            super().apply(fn)
+        return self
 
     def train(self, mode: bool = True) -> PretrainedExtractor:
         """Set training mode, which a frozen module never enters."""

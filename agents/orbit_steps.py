@@ -57,6 +57,8 @@ class OrbitSteps:
         symmetrizer, chain = net.symmetrizer, net.chain()
         if type(symmetrizer) is not Equitune or chain is None or isinstance(obs, dict):
             return None
+        if any(w is not None and (w._backward_hooks or w._post_accumulate_grad_hooks) for w in chain.weights()):
+            return None
         movable, output = cast("Tensor", net.movable(obs)), symmetrizer.output
         if not isinstance(output, Permutation) or not chain.serves(cast("Tensor", net.readable(movable[:1]))):
             return None

@@ -136,7 +136,9 @@ class SymmetricPolicy(BasePolicy):
         if method == Identity.method or chosen is not torch.optim.Adam:
             return kwargs
         given = kwargs.get("optimizer_kwargs")
-        return {**kwargs, "optimizer_kwargs": {"fused": True, **(cls.adam_kwargs if given is None else given)}}
+        given = cls.adam_kwargs if given is None else given
+        fused = {} if given.get("foreach") or given.get("differentiable") else {"fused": True}
+        return {**kwargs, "optimizer_kwargs": {**fused, **given}}
 
     @property
     def acting(self) -> SymmetricNet:
@@ -232,7 +234,10 @@ class PicturePolicy(SymmetricPolicy):
         if "features_extractor_class" not in kwargs:
             normalized = not kwargs.get("normalize_images", True)
             kwargs["features_extractor_class"] = default_cnn(observation_space, normalized)
-        ours = issubclass(kwargs["features_extractor_class"], NatureCNN | SmallCNN | NativeExtractor)
+        chosen = kwargs["features_extractor_class"]
+        ours = chosen in (NatureCNN, SmallCNN) or issubclass(
+            chosen, NativeExtractor
+        )  # not heirs: SB3 makes them no net
         if ours and not args and self.cnn_arch is not None:
             kwargs.setdefault("net_arch", list(self.cnn_arch))
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)

@@ -19,7 +19,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from torch import nn
 
@@ -817,3 +817,40 @@ def test_names_are_those_of_sb3():
     assert MlpPolicy is ActorCriticPolicy
     assert issubclass(CnnPolicy, ActorCriticPolicy)
     assert issubclass(MultiInputPolicy, ActorCriticPolicy)
+
+
+class Own(MlpExtractor):
+    """Layers of one's own behind the features, as SB3's documentation shows them."""
+
+    def __init__(self, features_dim):
+        nn.Module.__init__(self)
+        self.latent_dim_pi, self.latent_dim_vf = 6, 5
+        self.actor, self.critic = nn.Linear(features_dim, 6), nn.Linear(features_dim, 5)
+
+    def forward(self, features):
+        return self.forward_actor(features), self.forward_critic(features)
+
+    def forward_actor(self, features):
+        return self.actor(features).tanh()
+
+    def forward_critic(self, features):
+        return self.critic(features).tanh()
+
+
+class OwnPolicy(ActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        self.mlp_extractor = Own(self.features_dim)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_of_ones_own(method):
+    chosen = {"symmetry": "CartPole-v1", "method": method}
+    model: Any = PPO(OwnPolicy, "CartPole-v1", policy_kwargs=chosen, **QUICK["ppo"]).learn(32)
+    assert isinstance(model.policy.mlp_extractor, Own)
+    learning = {id(p) for group in model.policy.optimizer.param_groups for p in group["params"]}
+    assert learning == {id(p) for p in model.policy.parameters()}
+    x = torch.randn(9, 4)
+    if method != "identity":
+        torch.testing.assert_close(model.policy.predict_values(-x), model.policy.predict_values(x))
+        torch.testing.assert_close(model.policy.scores(-x), model.policy.scores(x).flip(-1))
+    model.policy._build(lambda _: 1e-3)  # once more, as SB3 may

@@ -1,6 +1,7 @@
 """Compiled gradient steps are the same steps, and those that have no program are taken as they are."""
 
 import shutil
+from functools import partial
 from typing import Any
 
 import pytest
@@ -100,6 +101,15 @@ def test_before_the_first_step_there_is_no_program():
     assert steps is not None
     assert compiled(steps, programs) is steps
     assert not programs
+
+
+@pytest.mark.parametrize("count", [12])
+def test_as_many_agents_as_one_likes_have_programs_of_their_own(monkeypatch, count):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    assert count > torch._dynamo.config.recompile_limit
+    for i in range(count):
+        model = build(wide=8 + i).compile().learn(40)
+        assert len(model.programs or ()) == 1
 
 
 def test_what_torch_cannot_build_is_one_line(monkeypatch):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import DQN
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from torch import nn
 
 from equirl import Symmetry, equivariance_error
+from equirl.agents import actor_critic
 from equirl.agents.dqn import CnnPolicy, MlpPolicy, MultiInputPolicy
 from equirl.agents.extractors import (
     NATURE_CNN_SIDE,
@@ -209,6 +210,28 @@ def test_a_module_that_is_not_frozen_learns_with_its_statistics():
     model.policy.set_training_mode(False)
     for net in (model.q_net, model.q_net_target):
         assert equivariance_error(net, TURN.observation, TURN.action, x) <= 1e-5
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_actor_critics_start_from_the_module_as_it_is(algorithm, frozen, share):
+    module = ResidualNet(2)
+    kwargs = {"features_extractor_class": PretrainedExtractor, "share_features_extractor": share}
+    kwargs |= {"features_extractor_kwargs": {"module": module, "frozen": frozen}, "symmetry": TURN}
+    policy = algorithm(
+        actor_critic.CnnPolicy, Noise(picture(2, 8)), policy_kwargs={**kwargs, "method": "equitune"}
+    ).policy
+    for extractor in (policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor):
+        assert not changed(state(module), extractor.module)
+    assert policy.action_net.bias.abs().max() == 0  # SB3's start of the layers behind it
+
+
+def test_functions_of_ones_own_reach_every_module():
+    seen = []
+    PretrainedExtractor(picture(2, 8), ResidualNet(2)).apply(lambda module: seen.append(type(module)))
+    assert nn.Conv2d in seen
+    assert seen[-1] is PretrainedExtractor
 
 
 def test_parameters_frozen_by_hand_stay_frozen():

@@ -263,6 +263,25 @@ def test_hooks_of_layers_are_called():
     assert len(calls) >= 6
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_gradients_are_called(register):
+    model, calls = build(DQN), []
+    before = weights(model).clone()
+
+    def stop(given):
+        calls.append(1)
+        if register == "register_hook":
+            return 0 * given
+        given.grad.zero_()
+        return None
+
+    for parameter in model.q_net.parameters():
+        getattr(parameter, register)(stop)
+    model.learn(60)
+    assert calls
+    assert torch.equal(weights(model), before)
+
+
 @pytest.mark.parametrize("loader", [sb3.DQN, DQN])
 def test_zips_are_those_of_sb3(loader, tmp_path):
     model = build(DQN).learn(90)

@@ -340,7 +340,7 @@ class WiderCNN(NatureCNN):
         (LARGE, {"net_arch": [7]}, NatureCNN, [7]),
         (PICTURE, {"net_arch": [7]}, SmallCNN, [7]),
         (LARGE, {"features_extractor_class": SmallCNN}, SmallCNN, []),
-        (LARGE, {"features_extractor_class": WiderCNN}, WiderCNN, []),
+        (LARGE, {"features_extractor_class": WiderCNN}, WiderCNN, [64, 64]),  # as in SB3
         (LARGE, {"features_extractor_class": Sum}, Sum, [64, 64]),
         (LARGE, {"features_extractor_class": Sum, "net_arch": [7]}, Sum, [7]),
         (PICTURE, {"features_extractor_kwargs": {"features_dim": 9}}, SmallCNN, []),
@@ -533,6 +533,8 @@ def test_adam_steps_in_one_kernel_unless_told_otherwise(method, fused):
     assert (own.policy.optimizer.defaults["fused"], own.policy.optimizer.defaults["eps"]) == (False, 0.5)
     other = DQN(dqn.MlpPolicy, "CartPole-v1", policy_kwargs={**chosen, "optimizer_class": torch.optim.SGD})
     assert isinstance(other.policy.optimizer, torch.optim.SGD)
+    many = DQN(dqn.MlpPolicy, "CartPole-v1", policy_kwargs={**chosen, "optimizer_kwargs": {"foreach": True}})
+    assert (many.policy.optimizer.defaults["fused"], many.policy.optimizer.defaults["foreach"]) == (None, True)
     ppo = PPO(actor_critic.MlpPolicy, "CartPole-v1", policy_kwargs=chosen, n_steps=8, batch_size=8)
     assert (ppo.policy.optimizer.defaults["fused"], ppo.policy.optimizer.defaults["eps"]) == (fused, 1e-5)
 
