@@ -219,7 +219,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     _atari(
         "SpaceInvaders",
-        "mirror left-right; background differs by 2% below the aliens, which begin on the left",
+        "mirror left-right; background differs by at most 2% below the aliens, which begin on the left",
         ("flip_x", _swaps(6, "2-3 4-5")),
         background_only=True,
     ),
@@ -229,11 +229,11 @@ ENTRIES: tuple[Entry, ...] = (
         ("flip_x", _swaps(6, "2-3 4-5")),
         background_only=True,
     ),
-    _atari("MsPacman", "mirror left-right; background differs by 2%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),
+    _atari("MsPacman", "mirror left-right; background differs by at most 2%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),
     _atari("Asterix", "mirror left-right; background differs by 0%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),
     _atari(
         "Seaquest",
-        "mirror left-right, gauges averaged with their mirror; background differs by 0.3%",
+        "mirror left-right, gauges averaged with their mirror; background differs by at most 0.3%",
         ("flip_x", _swaps(18, _LEFT_RIGHT)),
     ),
     _atari(
@@ -243,8 +243,8 @@ ENTRIES: tuple[Entry, ...] = (
         ("flip_y", _swaps(14, "3-4 6-7 9-10 12-13")),
         background_only=True,
     ),
-    _atari("Boxing", "mirror up-down; background differs by 0.5%", ("flip_y", _swaps(18, _UP_DOWN))),
-    _atari("Enduro", "mirror left-right; background differs by 2%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),
+    _atari("Boxing", "mirror up-down; background differs by at most 0.5%", ("flip_y", _swaps(18, _UP_DOWN))),
+    _atari("Enduro", "mirror left-right; background differs by at most 2%", ("flip_x", _swaps(9, "2-3 5-6 7-8"))),
     _atari(
         "Freeway",
         "mirror left-right: cars drive right on one half and left on the other; background differs by 12%",

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,11 +30,13 @@ from equirl.console import (
     print_json,
     print_notes,
     print_table,
+    progress_bar,
     quiet_libraries,
     shown,
 )
 from equirl.errors import UserError
 from equirl.methods import METHODS
+from equirl.process import stopped_as_by_ctrl_c, use_threads, without_denormals
 from equirl.values import OF_VALUES
 
 if TYPE_CHECKING:
@@ -141,11 +141,18 @@ def train(
             settings = replace(with_overrides(found, overrides, seed), device=device)
             start = start_from(found, settings)
         else:
-            settings = settings_of(algo or "dqn", env or "CartPole-v1", overrides, conf_file, seed, device)
+            settings = settings_of(
+                "dqn" if algo is None else algo,
+                "CartPole-v1" if env is None else env,
+                overrides,
+                conf_file,
+                seed,
+                device,
+            )
         if compile_steps and (settings.algo, settings.method) != ("dqn", "equitune"):
             raise UserError(f"--compile with {settings.algo} and {settings.method}: expected dqn and equitune")
-        _use_threads(num_threads if num_threads is not None else -1 if settings.env_id.startswith("ALE/") else 1)
-        with _without_denormals():
+        use_threads(num_threads if num_threads is not None else -1 if settings.env_id.startswith("ALE/") else 1)
+        with without_denormals(), stopped_as_by_ctrl_c():
             if resume is not None:
                 result = resume_run(resume, n_timesteps, trusted=trusted, compiled=compile_steps)
             else:
@@ -185,7 +192,9 @@ def evaluate(
     with quiet_libraries():
         found = _opened(model, env, algo, trust, gym_packages)
         trained = found.settings.method
-        result = compare_methods(found, methods_for(methods or trained, trained), episodes)
+        compared = methods_for(methods or trained, trained)
+        with progress_bar() as told:
+            result = compare_methods(found, compared, episodes, told)
     if len(found.settings.symmetry.group) == 1 and len(result["methods"]) > 1:
         print_notes([f"no symmetry of {result['environment']} is known: under every method it is the plain network"])
     if as_json:
@@ -291,39 +300,18 @@ def _number(value: float) -> str:
 
 def _refuse_changes(ctx: typer.Context, settings: Settings) -> None:
     """Refuse options that say other than what a resumed run has: it goes on as it began."""
-    own = settings.hyperparameters | settings.extra
+    own = {"n_envs": settings.n_envs, **settings.hyperparameters, **settings.extra}
     own |= {"env": settings.env_id, "algo": settings.algo, "seed": settings.seed, "device": settings.device}
     for name, value in ctx.params.items():
         source = ctx.get_parameter_source(name)
         given = source is not None and source.name != "DEFAULT"
         if (
             given
-            and name not in ("resume", "n_timesteps", "num_threads", "trust", "gym_packages", "as_json")
+            and name
+            not in ("resume", "n_timesteps", "num_threads", "compile_steps", "trust", "gym_packages", "as_json")
             and own.get(name) != value
         ):
             option = name.replace("_", "-")
             raise UserError(
                 f"--{option} {value} with --resume: expected -n alone, since the run keeps its {own.get(name, option)}"
             )
-
-
-@contextmanager
-def _without_denormals() -> Iterator[None]:
-    """Let the CPU take numbers below 1e-38 for 0: Adam's averages of idle weights decay there, and slow every step."""
-    import torch
-
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
-def _use_threads(count: int) -> None:
-    """Let torch use so many threads: on small networks one is faster than several, and far faster on a busy machine."""
-    import torch
-
-    if count == 0 or count < -1:
-        raise UserError(f"--num-threads {count}: expected a whole number of at least 1, or -1 for all")
-    if count > 0:
-        torch.set_num_threads(count)

@@ -87,10 +87,13 @@ def print_table(title: str, rows: dict[str, str]) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """Show a bar on standard error while the block runs; what it yields is told what is done, and which fraction."""
+def progress_bar(console: Console | None = None) -> Iterator[Callable[[str, float], None]]:
+    """Show a bar while the block runs, on standard error by default.
+
+    What it yields is told what is being done, and which fraction of it is.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = console or Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda what, fraction: bar.update(task, description=what, completed=fraction)

@@ -1,6 +1,7 @@
 """The one error that users of equirl meet, and the sentences it is made of."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -27,3 +28,29 @@ def unknown(kind: str, value: object, valid: Iterable[str]) -> UserError:
     shown = ", ".join(names if len(names) <= 12 else [*names[:12], f"... ({len(names)} in all)"])
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {kind} {value!r}: expected one of {shown}{hint}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise a `UserError` unless a seed is one that NumPy and torch take.
+
+    >>> check_seed(2**32 - 1)
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed}: expected a whole number from 0 to {2**32 - 1}")
+
+
+@contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """Turn what SB3, torch and NumPy raise at wrong values, while something is built, into a `UserError`.
+
+    >>> with in_one_line("dqn on CartPole-v1"):
+    ...     int("one")
+    Traceback (most recent call last):
+    equirl.errors.UserError: dqn on CartPole-v1: invalid literal for int() with base 10: 'one'
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (AssertionError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{what}: {error}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ from equirl.methods import METHODS, NATIVE, unknown_method
 from equirl.runs import EVALUATION_SEED, Settings, make_vec_env
 from equirl.symmetrizers import Identity
 
+Progress = Callable[[str, float], None]
+"""Told what is being done, and which fraction of it."""
 _SIDE_BY_SIDE = 10  # episodes that are played at once, so that the network reads them in one batch
 
 
@@ -42,24 +44,46 @@ class Returns(NamedTuple):
         return self.mean - half, self.mean + half
 
 
-def evaluate(model: Any, settings: Settings, episodes: int = 20, seed: int | None = None) -> Returns:
-    """Return the returns of greedy episodes, each on a freshly seeded environment: one seed, one set of episodes."""
+def evaluate(
+    model: Any, settings: Settings, episodes: int = 20, seed: int | None = None, progress: Progress | None = None
+) -> Returns:
+    """Return the returns of greedy episodes, each on a freshly seeded environment: one seed, one set of episodes.
+
+    Args:
+        model: the agent.
+        settings: its run.
+        episodes: how many.
+        seed: of the first episode; by default far from those of training.
+        progress: told what is being done, and which fraction of it.
+    """
     if episodes < 1:
         raise UserError(f"episodes {episodes}: expected a whole number of at least 1")
     start = settings.seed + 2 * EVALUATION_SEED if seed is None else seed
     returns: list[float] = []
+
+    def told(local: dict[str, Any], _: dict[str, Any]) -> None:
+        if progress is not None and local["done"]:
+            ended = len(returns) + len(local["episode_rewards"]) + 1
+            progress(f"{ended} of {episodes} episodes", ended / episodes)
+
+    if progress is not None:
+        progress(f"{episodes} episodes", 0.0)
     for first in range(0, episodes, _SIDE_BY_SIDE):
         count = min(_SIDE_BY_SIDE, episodes - first)
         env = make_vec_env(settings, n_envs=count, seed=start + first, native=False)  # a native one has a single seed
         try:
-            found: Any = evaluate_policy(model, env, n_eval_episodes=count, return_episode_rewards=True, warn=False)
+            found: Any = evaluate_policy(
+                model, env, n_eval_episodes=count, return_episode_rewards=True, warn=False, callback=told
+            )
         finally:
             env.close()
         returns += [float(value) for value in found[0]]
     return Returns(returns)
 
 
-def compare_methods(found: Found, methods: Sequence[str], episodes: int) -> dict[str, Any]:
+def compare_methods(
+    found: Found, methods: Sequence[str], episodes: int, progress: Progress | None = None
+) -> dict[str, Any]:
     """Return an agent's returns under each method, on the same episodes, and the method to use.
 
     The plain network inside stays the same; only the symmetrizer around it changes, without training.
@@ -68,16 +92,22 @@ def compare_methods(found: Found, methods: Sequence[str], episodes: int) -> dict
         found: the agent, as `find_agent` returns it.
         methods: names as `methods_for` returns them.
         episodes: how many.
+        progress: told what is being done, and which fraction of it.
     """
     if episodes < 1:
         raise UserError(f"episodes {episodes}: expected a whole number of at least 1")
     settings, agent = found.settings, agent_of(found)
     rows = []
     seen = agent.policy.obs_to_tensor(observations(agent, settings))[0]
-    for method in methods:
+    for number, method in enumerate(methods):
+
+        def told(what: str, fraction: float, method: str = method, before: int = number) -> None:
+            if progress is not None:
+                progress(f"{method}: {what}", (before + fraction) / len(methods))
+
         own = method == settings.method
         model = agent if own else symmetrize_model(agent, agent.policy.symmetry, method)
-        returns = evaluate(model, settings, episodes)
+        returns = evaluate(model, settings, episodes, progress=told)
         rows.append(
             {
                 "method": method,
@@ -137,6 +167,8 @@ def methods_for(name: str, trained: str) -> list[str]:
     if name in ("all", trained):
         return [trained]
     methods = list(dict.fromkeys(part.strip() for part in name.split(",")))
+    if "all" in methods:
+        raise UserError(f"methods {name!r}: expected all alone, or names with commas")
     for method in methods:
         if method != trained and method not in METHODS:
             raise unknown_method(method, ["all", *METHODS])

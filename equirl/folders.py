@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -53,6 +54,32 @@ def create_folder(log_folder: Path, settings: Settings) -> Path:
         ) from None
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a run folder meanwhile; where the system has no such locks, do nothing.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    place = os.open(folder, os.O_RDONLY)  # of the folder itself, so that nothing is left when a process dies
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(place)
+        raise UserError(f"run {str(folder)!r}: expected a folder in which no other process trains") from None
+    except OSError:  # some file systems lock no folders
+        pass
+    try:
+        yield
+    finally:
+        os.close(place)
+
+
 def write_settings(folder: Path, settings: Settings) -> None:
     """Write config.yml and args.yml as RL Zoo does, as plain YAML."""
     args = {"algo": settings.algo, "env": settings.env_id, "seed": settings.seed, "device": settings.device}
@@ -93,8 +120,9 @@ def read_settings(folder: str | os.PathLike[str], trusted: Collection[str] | Non
             f"{found[0].with_name('config.yml')}: expected the keys symmetry and method, as equirl writes them"
         )
     for key, least in (("seed", 0), *((key, 1) for key in EXTRA)):
-        if type(args.get(key)) is not int or not least <= args[key] < 2**32:
-            raise UserError(f"{found[0]}: {key} {args.get(key)!r}: expected a whole number from {least} to {2**32 - 1}")
+        most = 2**32 - 1 if key == "seed" else 2**63 - 1
+        if type(args.get(key)) is not int or not least <= args[key] <= most:
+            raise UserError(f"{found[0]}: {key} {args.get(key)!r}: expected a whole number from {least} to {most}")
     known = {"algo", "env", "seed", "device", "env_kwargs"}
     extra = {key: value for key, value in args.items() if key not in known}
     return Settings(args["algo"], args["env"], settings, args["seed"], str(args.get("device", "auto")), extra)

@@ -26,7 +26,7 @@ from equirl.config import (
 )
 from equirl.envs import default_entry, entries_of, register_minigrid
 from equirl.envs.vector import VectorEnvAdapter
-from equirl.errors import UserError, unknown
+from equirl.errors import UserError, check_seed, in_one_line, unknown
 from equirl.hyperparameters import keyword_arguments, named_callables
 from equirl.symmetry import Symmetry, registered_symmetries, resolve_symmetry, symmetry_of
 
@@ -52,6 +52,11 @@ class Settings:
     normalizer: Callable[[VecEnv], VecEnv] | None = field(
         default=None, compare=False
     )  # of a foreign agent; never written
+
+    @property
+    def title(self) -> str:
+        """What is run, in a few words."""
+        return f"{self.algo} on {self.env_id}"
 
     @property
     def method(self) -> str:
@@ -98,8 +103,7 @@ def settings_of(
     >>> settings_of("dqn", "CartPole-v1").symmetry.group
     C2
     """
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed}: expected a whole number from 0 to {2**32 - 1}")
+    check_seed(seed)
     _check_device(device)
     atari = _is_atari(env_id)
     hyperparameters = load_hyperparameters(algo, env_id, atari=atari, config_file=config_file, overrides=overrides)
@@ -190,11 +194,8 @@ def _probe(settings: Settings) -> None:
                 "normalize, or VecNormalize as vec_env_wrapper: expected neither, since running statistics that are "
                 "not tied over orbits break the symmetry"
             )
-        build_model(settings, env, learns=False)
-    except UserError:
-        raise
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # what SB3 and torch raise
-        raise UserError(f"{settings.algo} on {settings.env_id}: {' '.join(str(error).split())}") from None
+        with in_one_line(settings.title):
+            build_model(settings, env, learns=False)
     finally:
         env.close()
 
@@ -328,8 +329,8 @@ def build_model(settings: Settings, env: VecEnv, learns: bool = True) -> BaseAlg
     noise = action_noise(chosen, env.action_space)
     if noise is not None:
         kwargs["action_noise"] = noise
-    small = {} if learns else {key: size for key, size in _ACTS_ONLY.items() if _is_size(settings.algo, key)}
-    kwargs |= small
+    small = [] if learns else [key for key in _ACTS_ONLY if _is_size(settings.algo, key)]
+    kwargs |= {key: min(_ACTS_ONLY[key], chosen.get(key, _ACTS_ONLY[key])) for key in small}  # 1 may be too small
     stacked = settings.symmetry
     named = stacked == resolve_symmetry(chosen["symmetry"])  # a name where it says all, for readable zips
     kwargs["policy_kwargs"].update(symmetry=chosen["symmetry"] if named else stacked, method=settings.method)

@@ -61,7 +61,8 @@ def symmetries(
     ]
     if as_json:
         return print_json({"name": env, "group": str(found.group), "elements": elements, "data": found})
-    table = Table(title=f"{env}: {found.group}" + (f", {listed[env].verdict}" if env in listed else ""))
+    title = f"{env}: {found.group}" + (f", {listed[env].verdict}" if env in listed else "")
+    table = Table(title=title, caption=_as_made(env) or None)
     for column in ("element", "on observations", "on actions"):
         table.add_column(column, overflow="fold")
     for element in elements:
@@ -101,7 +102,7 @@ def check(
     if as_json:
         print_json(report.to_data())
     else:
-        _print_report(name, report)
+        _print_report(name, report, _as_made(name))
     raise typer.Exit(0 if report.holds else 1)
 
 
@@ -217,13 +218,27 @@ def _logged(path: Path, env: gym.Env[Any, Any]) -> Transitions:
     return Transitions.load(path, env.observation_space, env.action_space)
 
 
-def _print_report(name: str, report: Report) -> None:
+def _as_made(name: str) -> str:
+    """Return what beside its id makes the environment in which a listed symmetry holds, in a few words."""
+    from equirl.envs import ENTRIES
+
+    entry = next((entry for entry in ENTRIES if entry.name == name), None)
+    if entry is None or not (entry.wrapper or entry.kwargs):
+        return ""
+    parts = [f"{key}={value!r}" for key, value in entry.kwargs.items()]
+    parts += [entry.wrapper.rpartition(".")[2]] if entry.wrapper else []
+    return f"as equirl.envs.make({name!r}) makes it: {', '.join(parts)}"
+
+
+def _print_report(name: str, report: Report, as_made: str) -> None:
     """Print the verdict, what it rests on, the wrong claims beside it, and the states that break it most."""
     from equirl.verification.report import TIERS
 
     console = Console()
     numbers = report.numbers
     rows = {"verdict": report.verdict, "because": report.reason, "group": str(report.symmetry.group)}
+    if as_made:
+        rows["environment"] = as_made
     rows["evidence"] = f"tier {report.tier}, {TIERS[report.tier]}; {report.interactions:,} environment steps"
     if "error_in_standard_deviations" in numbers:
         rows["largest error"] = f"{numbers['error_in_standard_deviations']['max']:.1e} standard deviations"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,15 @@ import numpy as np
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
+from stable_baselines3.common.vec_env import VecEnv
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from equirl.callbacks import CheckpointCallback, HyperparametersCallback, ProgressCallback, SymmetryCallback
 from equirl.checkpoints import checkpoint_steps, load_checkpoint, save_checkpoint
-from equirl.console import print_notes
-from equirl.errors import UserError
+from equirl.console import print_notes, progress_bar
+from equirl.errors import UserError, in_one_line
 from equirl.evaluation import evaluate, finite
-from equirl.folders import create_folder, read_settings, write_settings, zoo_name
+from equirl.folders import create_folder, locked, read_settings, write_settings, zoo_name
 from equirl.hyperparameters import named_callables
 from equirl.runs import EVALUATION_SEED, Settings, action_names, build_model, make_vec_env
 
@@ -56,28 +59,60 @@ def train(
         a JSON-able dictionary with `folder`, `mean_return`, `std_return`, `equivariance_error`, `seconds` and more.
 
     Raises:
-        UserError: the log folder cannot be written, or a number below 1.
+        UserError: the log folder cannot be written, a number below 1, or an agent that cannot be built here.
     """
     total = settings.n_timesteps
-    default = min(max(total // 20, 1000), total)  # short runs would spend their time on evaluations
-    extra = {
-        "n_timesteps": total,
-        "eval_freq": default if eval_freq is None else eval_freq,
-        "eval_episodes": eval_episodes,
-        "save_freq": max(total // 5, 1) if save_freq is None else save_freq,
-    }
+    given = {"eval_freq": eval_freq, "save_freq": save_freq}
+    often = _frequencies(total) | {name: value for name, value in given.items() if value is not None}
+    extra = {"n_timesteps": total, "eval_episodes": eval_episodes, **often}
     for name, value in extra.items():
         if value < 1:
             raise UserError(f"{name} {value}: expected a whole number of at least 1")
     settings = replace(settings, extra=extra)
+    with in_one_line(settings.title):
+        own = _own_callbacks(settings)
+    fresh = [path for path in (log_folder / settings.algo, log_folder) if not path.exists()]
     folder = create_folder(log_folder, settings)
-    write_settings(folder, settings)
-    model: Any = build_model(settings, make_vec_env(settings, seed=settings.seed, folder=folder))
-    if start is not None:
-        start(model)
-    if compiled:
-        model.compile()
-    return _run(settings, folder, model, _evaluations(settings, model, folder), console)
+    with locked(folder):
+        try:
+            write_settings(folder, settings)
+            env = make_vec_env(settings, seed=settings.seed, folder=folder)
+            with _closed_where_it_fails(env), in_one_line(settings.title):
+                model: Any = build_model(settings, env)
+                if start is not None:
+                    start(model)
+            if compiled:
+                model.compile()
+            evaluation = _evaluations(settings, model, folder)
+        except UserError:
+            shutil.rmtree(folder)
+            with suppress(OSError):  # another run may have come into them
+                for path in fresh:
+                    path.rmdir()
+            raise
+        return _run(settings, folder, model, evaluation, own, console)
+
+
+@contextmanager
+def _closed_where_it_fails(env: VecEnv) -> Iterator[None]:
+    """Close environments, and what they write to, where an agent cannot be built on them."""
+    try:
+        yield
+    except UserError:
+        env.close()
+        raise
+
+
+def _frequencies(total: int) -> dict[str, int]:
+    """Return how many steps lie between evaluations, and between checkpoints, of a run of so many steps."""
+    # Short runs would spend their time on evaluations.
+    return {"eval_freq": min(max(total // 20, 1000), total), "save_freq": max(total // 5, 1)}
+
+
+def _own_callbacks(settings: Settings) -> list[BaseCallback]:
+    """Return the callbacks that a configuration names."""
+    named = named_callables("callback", settings.hyperparameters.get("callback"))
+    return [make(**keywords) for make, keywords in named]
 
 
 def resume(
@@ -91,23 +126,37 @@ def resume(
 
     Args:
         folder: the run folder.
-        n_timesteps: the new number of steps.
+        n_timesteps: the new number of steps, which those between evaluations and checkpoints follow unless they were
+            given.
         console: where progress is drawn, standard error by default.
         trusted: packages that dotted paths may lead into, as `read_settings` takes them.
         compiled: as for `train`.
 
     Raises:
-        UserError: no run folder, no checkpoint, or nothing left to do.
+        UserError: no run folder, no checkpoint, nothing left to do, or another process that trains in the folder.
     """
     folder, settings = Path(folder), read_settings(folder, trusted)
+    with locked(folder):
+        return _resumed(folder, settings, n_timesteps, console, compiled)
+
+
+def _resumed(
+    folder: Path, settings: Settings, n_timesteps: int | None, console: Console | None, compiled: bool
+) -> dict[str, Any]:
     if n_timesteps is not None:
         changed = {**settings.hyperparameters, "n_timesteps": n_timesteps}
-        settings = replace(settings, hyperparameters=changed, extra={**settings.extra, "n_timesteps": n_timesteps})
+        before, now = _frequencies(settings.n_timesteps), _frequencies(n_timesteps)
+        often = {name: now[name] for name, value in before.items() if settings.extra[name] == value}  # none were given
+        extra = {**settings.extra, **often, "n_timesteps": n_timesteps}
+        settings = replace(settings, hyperparameters=changed, extra=extra)
     done, total = checkpoint_steps(folder), settings.n_timesteps
     if done >= total:
         raise UserError(f"run {str(folder)!r} has done {done} of {total} steps: expected more, with -n above {done}")
     # The environments that write into the folder come last, so that a damaged file leaves it as it is.
-    model: Any = build_model(settings, make_vec_env(settings))
+    with in_one_line(settings.title):
+        own, env = _own_callbacks(settings), make_vec_env(settings)
+    with _closed_where_it_fails(env), in_one_line(settings.title):
+        model: Any = build_model(settings, env)
     print_notes(load_checkpoint(model, folder))
     if compiled:
         model.compile()
@@ -116,11 +165,16 @@ def resume(
     model.get_env().close()
     model.set_env(make_vec_env(settings, folder=folder))
     model.set_random_seed((settings.seed + done) % 2**32)  # or the same dice would fall again
-    return _run(settings, folder, model, evaluation, console)
+    return _run(settings, folder, model, evaluation, own, console)
 
 
 def _run(
-    settings: Settings, folder: Path, model: Any, evaluation: EvalCallback, console: Console | None
+    settings: Settings,
+    folder: Path,
+    model: Any,
+    evaluation: EvalCallback,
+    own: list[BaseCallback],
+    console: Console | None,
 ) -> dict[str, Any]:
     """Let the model learn from where it is up to the end, and describe the agent that comes of it."""
     extra, total, done = settings.extra, settings.n_timesteps, model.num_timesteps
@@ -142,7 +196,7 @@ def _run(
         symmetry,
         CheckpointCallback(extra["save_freq"], folder),
         progress,
-        *(make(**keywords) for make, keywords in named_callables("callback", settings.hyperparameters.get("callback"))),
+        *own,
     ]
     started = time.monotonic()
     try:
@@ -163,7 +217,8 @@ def _run(
     model.save(path)
 
     console.print(f"playing {FINAL_EPISODES} closing episodes", **_AS_IT_IS)
-    final = evaluate(model, settings, episodes=FINAL_EPISODES)
+    with progress_bar(console) as told:
+        final = evaluate(model, settings, episodes=FINAL_EPISODES, progress=told)
     return {
         "environment": settings.env_id,
         "algorithm": settings.algo,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,16 +129,32 @@ def test_resume_goes_on_and_keeps_its_settings(equirl, tmp_path):
         mistake(equirl("train", "--resume", first["folder"], "-n", "120", *option), "with --resume", own)
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(equirl, tmp_path, monkeypatch):
+def test_a_resumed_run_may_compile_its_steps_and_be_told_what_it_has(equirl, run, monkeypatch):
+    asked: dict[str, Any] = {}
+
+    def goes_on(folder, n_timesteps, **given):
+        asked.update(given, folder=folder, n_timesteps=n_timesteps)
+        raise UserError("seen")
+
+    monkeypatch.setattr(training, "resume", goes_on)
+    mistake(equirl("train", "--resume", run, "-n", "90", "--compile", "--n-envs", "1"), "seen")
+    assert (asked["folder"], asked["n_timesteps"], asked["compiled"]) == (run, 90, True)
+    mistake(equirl("train", "--resume", run, "--n-envs", "2"), "--n-envs 2 with --resume", "keeps its 1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_leave_a_run_that_goes_on(number, equirl, tmp_path, monkeypatch):
     step = ProgressCallback._on_step
 
     def interrupted(self):
         if self.num_timesteps == 25:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return step(self)
 
     monkeypatch.setattr(ProgressCallback, "_on_step", interrupted)
+    before = signal.getsignal(number)
     said = equirl("train", *QUICK, "-f", tmp_path, "--json")
+    assert signal.getsignal(number) is before
     assert (said.code, said.out) == (130, "")
     assert said.err.splitlines()[-1].endswith(f"`equirl train --resume {tmp_path / 'dqn' / 'CartPole-v1_1'}`")
     assert "Traceback" not in said.err
@@ -198,6 +215,7 @@ def _files(tmp_path):
     ("args", "words"),
     [
         (["train", "--env", "CartPole-v9"], ["'CartPole-v9'", "did you mean 'CartPole-v1'"]),
+        (["train", "--env", ""], ["environment ''"]),
         (["train", "--algo", "dqnn"], ["'dqnn'", "did you mean 'dqn'"]),
         (["train", "--method", "equitun"], ["'equitun'", "did you mean 'equitune'"]),
         (["train", "--symmetry", "cartpole-v1"], ["'cartpole-v1'", "did you mean 'CartPole-v1'"]),
@@ -218,6 +236,11 @@ def _files(tmp_path):
         (["train", "--compile", "--algo", "qrdqn"], ["--compile with qrdqn and equitune"]),
         (["train", "--seed", "-1"], ["seed -1"]),
         (["train", "--num-threads", "0"], ["--num-threads 0"]),
+        (["train", "--num-threads", "100000"], ["--num-threads 100000", "or -1 for all"]),
+        (["train", "--algo", "ppo", "-P", "batch_size:1"], ["ppo on CartPole-v1", "batch_size"]),
+        (["train", "--algo", "ppo", "-P", "n_steps:1", "-P", "n_envs:1"], ["ppo on CartPole-v1", "n_steps"]),
+        (["train", "-P", "buffer_size:100000000000000"], ["dqn on CartPole-v1", "allocate"]),
+        (["train", "-P", "callback:stable_baselines3.common.callbacks.EvalCallback"], ["dqn on CartPole", "eval_env"]),
         (["train", "--eval-freq", "0"], ["eval_freq 0"]),
         (["train", "--device", "tpu"], ["'tpu'", "auto, cpu"]),
         (["train", "--env", "Pendulum-v1"], ["Pendulum-v1", "Discrete"]),

@@ -126,6 +126,13 @@ def test_equal_seeds_mean_equal_episodes(run):
     assert one == same != other
 
 
+def test_progress_is_told_of_every_episode(run):
+    model, settings = load(run)
+    seen = []
+    evaluate(model, settings, 13, progress=lambda what, fraction: seen.append((what, fraction)))
+    assert seen == [("13 episodes", 0.0), *((f"{k} of 13 episodes", k / 13) for k in range(1, 14))]
+
+
 def test_every_episode_has_a_seed_of_its_own_whatever_the_agent_does(run):
     model, settings = load(run)
     STARTS.clear()
@@ -207,6 +214,7 @@ def test_pictures_are_compared_too(tmp_path):
     [
         ("equitun", "did you mean 'equitune'"),
         ("identity,", "unknown method ''"),
+        ("all,identity", "methods 'all,identity': expected all alone"),
         ("lambda", "expected an agent trained with it"),
     ],
 )

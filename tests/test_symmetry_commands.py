@@ -65,6 +65,15 @@ def test_check_says_what_it_found_and_leaves_with_0(equirl):
     assert "tier 1, states" in said.out
 
 
+def test_check_and_symmetries_say_how_the_environment_is_made(equirl):
+    name = "FrozenLake-v1:symmetric"
+    made = f"as equirl.envs.make('{name}') makes it: desc="
+    assert made in " ".join(equirl("check", name).out.split())
+    assert made in " ".join(equirl("symmetries", name).out.split())
+    for command in ("check", "symmetries"):
+        assert "equirl.envs.make" not in equirl(command, "CartPole-v1").out
+
+
 def test_check_leaves_with_1_and_shows_the_worst_states(equirl):
     said = equirl("check", "MountainCar-v0", "--states", "200")
     assert said.code == 1
@@ -150,6 +159,8 @@ def test_symmetries_tells_the_variants_of_an_environment(equirl):
         (["check", "CartPole-v1", "--symmetry", "Acrobt-v1"], ["Acrobt-v1", "did you mean 'Acrobot-v1'"]),
         (["check", "CartPole-v1", "--symmetry", "Acrobot-v1"], ["6 entries", "(4,)"]),
         (["check", "CartPole-v1", "--states", "0"], ["0 states", "at least 1"]),
+        (["check", "CartPole-v1", "--seed", "-1"], ["seed -1", "from 0"]),
+        (["discover", "CartPole-v1", "--seed", "-1"], ["seed -1", "from 0"]),
         (["check", "CartPole-v1", "--transitions", "none.npz"], ["none.npz", "no such file"]),
         (["check", "CartPole-v1", "--transitions", "few.npz"], ["50 transitions", "at least 200"]),
         (["check", "CartPole-v1", "--transitions", "nan.npz"], ["NaN", "1 of 300 rows"]),

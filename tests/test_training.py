@@ -24,6 +24,7 @@ from equirl import training
 from equirl.callbacks import CheckpointCallback, ProgressCallback
 from equirl.errors import UserError
 from equirl.evaluation import Returns
+from equirl.folders import locked, read_settings
 from equirl.runs import settings_of
 from equirl.symmetry import Symmetry
 from equirl.training import resume, train
@@ -159,6 +160,45 @@ def test_a_run_is_evaluated_at_least_once_and_not_all_the_time(steps, expected, 
 
     monkeypatch.setattr(training, "_run", closed)
     assert train(pole(n_timesteps=steps), tmp_path)["eval_freq"] == expected
+
+
+@pytest.mark.parametrize("often", [{}, {"eval_freq": 1000, "save_freq": 7}])
+def test_a_longer_run_is_looked_at_less_often_unless_that_was_asked_for(often, tmp_path, monkeypatch):
+    folder = Path(train(pole(n_timesteps=60), tmp_path, **often, console=SILENT)["folder"])
+
+    def closed(settings, folder, model, *_):
+        model.get_env().close()
+        return settings.extra
+
+    monkeypatch.setattr(training, "_run", closed)
+    extra = resume(folder, 100_000)
+    assert extra["n_timesteps"] == 100_000
+    assert (extra["eval_freq"], extra["save_freq"]) == ((1000, 7) if often else (5000, 20_000))
+
+
+def test_what_trains_can_be_read_again(tmp_path):
+    folder = train(pole(n_timesteps=30), tmp_path, save_freq=9_999_999_999, console=SILENT)["folder"]
+    assert read_settings(folder).extra["save_freq"] == 9_999_999_999
+
+
+def test_one_process_trains_in_a_folder(run):
+    folder = run[1]
+    before = tree(folder)
+    with locked(folder), pytest.raises(UserError, match="in which no other process trains"):
+        resume(folder, 900)
+    assert tree(folder) == before
+    with locked(folder):
+        pass  # free again
+
+
+def test_an_agent_that_cannot_be_built_leaves_nothing(tmp_path):
+    kept = tmp_path / "logs"
+    kept.mkdir()
+    for logs in (kept, tmp_path / "new" / "logs"):
+        with pytest.raises(UserError, match=r"dqn on CartPole-v1: .*allocate"):
+            train(pole(buffer_size=10**14), logs)
+    assert list(kept.iterdir()) == []
+    assert not (tmp_path / "new" / "logs").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"eval_freq": 0}, {"eval_episodes": 0}, {"save_freq": -1}])

@@ -91,8 +91,9 @@ def by_films(task: Task) -> Report:
         "resemblance_with_unmoved_actions": test.unmoved,
         "p_no_resemblance": test.p_values,
     }
+    out = {name: test.stands_out(name) for name in test.resemblance}
     controls = [
-        {"name": f"{name}, actions left unmoved", "verdict": "rejected", "refuted": test.stands_out(name)}
-        for name in test.resemblance
+        {"name": f"{name}, actions left unmoved", "verdict": "rejected" if far else "undecidable", "refuted": far}
+        for name, far in out.items()
     ]
     return task.report(verdict, 2, reason, numbers, controls, [])

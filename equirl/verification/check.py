@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
-from equirl.errors import UserError
+from equirl.errors import UserError, check_seed
 from equirl.symmetry import resolve_symmetry, symmetry_of
 from equirl.verification.by_resets import by_episodes, by_films
 from equirl.verification.by_states import by_states, by_table
@@ -67,6 +67,7 @@ def check_symmetry(
     rejected
     """
     told = progress or (lambda what, fraction: None)
+    check_seed(seed)
     if isinstance(source, Transitions):
         if symmetry is None:
             raise UserError("no symmetry to check the transitions for: expected one, since a log claims none itself")

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
-from equirl.errors import UserError
+from equirl.errors import UserError, check_seed
 from equirl.symmetry import Symmetry
 from equirl.verification.candidates import Candidate, Shortlist, closed, generating
 from equirl.verification.guard import name_of
@@ -120,6 +120,7 @@ def discover_symmetries(
     >>> found.symmetry.group, found.elements[0].observation_map, found.elements[0].action_map
     (C2, {'signs': [-1, -1, -1, -1]}, [1, 0])
     """
+    check_seed(seed)
     if isinstance(source, Transitions):
         return _discovery("transitions", search(source, seed, progress), 0, ())
     name = name_of(source)

@@ -59,7 +59,7 @@ def test_actions_are_mirrored_by_their_names(entry: Entry) -> None:
 
 @entries
 def test_the_background_is_as_symmetric_as_the_note_says(entry: Entry) -> None:
-    found = re.search(r"background differs by ([\d.]+)%", entry.note)
+    found = re.search(r"background differs by (?:at most )?([\d.]+)%", entry.note)
     assert found is not None
     limit = float(found[1])
     image = background(wrapped(entry))
