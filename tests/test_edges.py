@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def same_weights():
 @pytest.mark.parametrize("kind", [torch.int64, torch.int16, torch.float64])
 def test_canonical_whole_numbers_about_a_centre(scores, kind):
     chosen = scores(CENTRED, nn.Linear(2, 1)) if scores is OrbitScores else scores(CENTRED, nn.Linear(2, 8), 8)
-    net = symmetrize(AsNumbers(), method="canonical", input=CENTRED, output=SWAP, scores=chosen).eval()
+    net: Any = symmetrize(AsNumbers(), method="canonical", input=CENTRED, output=SWAP, scores=chosen).eval()
     x = torch.randint(0, 9, (64, 2)).to(kind)
     assert equivariance_error(net, CENTRED, SWAP, x) <= 1e-5
     found = net.symmetrizer.scores(x)
@@ -91,6 +92,7 @@ def test_canonical_of_another_data_type_than_its_scores(kind):
 @pytest.mark.parametrize("method", TRACED)
 def test_exporting_leaves_nothing_behind(method):
     signs = copy.deepcopy(SIGNS)  # without tables yet
+    net: Any
     if method == "native":
         net = NativeMLP(signs, 2, [4], output=SWAP, size=2).eval()
     else:
@@ -116,6 +118,7 @@ def given(method):
 @pytest.mark.parametrize("method", TRACED)
 @pytest.mark.parametrize("gradients", [True, False])
 def test_traced_modules_read_batches_of_any_size(method, gradients):
+    net: Any
     if method == "native":
         net = NativeMLP(SIGNS, 2, [4], output=SWAP, size=2).eval()
     else:
@@ -215,7 +218,8 @@ class Chained(nn.Module):
         self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).double()
 
     def forward(self, x):
-        return Chain.of([*self.layers])(x)[0]
+        chain: Any = Chain.of([*self.layers])
+        return chain(x)[0]
 
 
 def test_chains_differentiate_the_weights_that_they_are_called_with():
@@ -225,7 +229,7 @@ def test_chains_differentiate_the_weights_that_they_are_called_with():
     def meta(module):
         y = torch.func.functional_call(module, weights, (x,)).pow(2).sum()
         slopes = torch.autograd.grad(y, [*weights.values()], create_graph=True)
-        return torch.autograd.grad(sum(s.pow(2).sum() for s in slopes), [*weights.values()])
+        return torch.autograd.grad(torch.stack([s.pow(2).sum() for s in slopes]).sum(), [*weights.values()])
 
     class Plain(Chained):
         def forward(self, x):
@@ -271,16 +275,23 @@ def test_empty_batches_of_layers_and_tokens():
 
 
 TURN = Grid(cyclic(4))
+WRONG: Any = {"padding": "same", "features_dim": "a", "input": "CartPole-v1", "shape": 2}
 REFUSED = {
     "two sides": (lambda: NativeCNN(TURN, (9, 9), 32), "expected (channels, rows, columns)"),
     "four sides": (lambda: NativeCNN(TURN, (1, 3, 9, 9), 32), "expected (channels, rows, columns)"),
-    "padding by name": (lambda: LiftConv(TURN, (3, 9, 9), 2, 3, padding="same"), "padding 'same': expected a whole"),
+    "padding by name": (
+        lambda: LiftConv(TURN, (3, 9, 9), 2, 3, padding=WRONG["padding"]),
+        "padding 'same': expected a whole",
+    ),
     "negative padding": (lambda: LiftConv(TURN, (3, 9, 9), 2, 3, padding=-1), "padding -1: expected a whole"),
     "unknown key": (lambda: scores_for(PerKey(C2, {"abc": SWAP}), {"abd": (2,)}), "'abd'"),
     "no features": (lambda: make_symmetrizer("lambda", SWAP, SWAP, features_dim=0), "features_dim 0: expected"),
-    "features by name": (lambda: make_symmetrizer("soft", SWAP, SWAP, features_dim="a"), "features_dim 'a': expected"),
+    "features by name": (
+        lambda: make_symmetrizer("soft", SWAP, SWAP, features_dim=WRONG["features_dim"]),
+        "features_dim 'a': expected",
+    ),
     "hidden": (lambda: make_symmetrizer("lambda", SWAP, SWAP, features_dim=2, hidden=-1), "hidden -1: expected"),
-    "a name": (lambda: make_symmetrizer("equitune", "CartPole-v1", SWAP), "input 'CartPole-v1': expected a repr"),
+    "a name": (lambda: make_symmetrizer("equitune", WRONG["input"], SWAP), "input 'CartPole-v1': expected a repr"),
     "nested": (lambda: PerKey(C2, {"a": PerKey(C2, {"b": SWAP})}), "key 'a'"),
     "orbit of keys": (lambda: OrbitScores(PerKey(C2, {"a": SWAP}), nn.Linear(2, 1)), "expected KeyScores"),
     "reference of keys": (lambda: ReferenceScores(PerKey(C2, {"a": SWAP}), nn.Linear(2, 4), 4), "expected KeyScores"),
@@ -299,4 +310,4 @@ def test_refusals(name):
 
 
 def test_one_number_is_a_shape():
-    assert scores_for(SWAP, 2)(torch.rand(3, 2)).shape == (2, 3)
+    assert scores_for(SWAP, WRONG["shape"])(torch.rand(3, 2)).shape == (2, 3)
