@@ -329,8 +329,8 @@ def build_model(settings: Settings, env: VecEnv, learns: bool = True) -> BaseAlg
     noise = action_noise(chosen, env.action_space)
     if noise is not None:
         kwargs["action_noise"] = noise
-    small = [] if learns else [key for key in _ACTS_ONLY if _is_size(settings.algo, key)]
-    kwargs |= {key: min(_ACTS_ONLY[key], chosen.get(key, _ACTS_ONLY[key])) for key in small}  # 1 may be too small
+    small = {} if learns else {key: size for key, size in _ACTS_ONLY.items() if _is_size(settings.algo, key)}
+    kwargs |= small
     stacked = settings.symmetry
     named = stacked == resolve_symmetry(chosen["symmetry"])  # a name where it says all, for readable zips
     kwargs["policy_kwargs"].update(symmetry=chosen["symmetry"] if named else stacked, method=settings.method)

@@ -142,19 +142,21 @@ def test_a_resumed_run_may_compile_its_steps_and_be_told_what_it_has(equirl, run
     mistake(equirl("train", "--resume", run, "--n-envs", "2"), "--n-envs 2 with --resume", "keeps its 1")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_kill_leave_a_run_that_goes_on(number, equirl, tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", ["ctrl-c", "kill"])
+def test_ctrl_c_and_kill_leave_a_run_that_goes_on(how, equirl, tmp_path, monkeypatch):
     step = ProgressCallback._on_step
 
     def interrupted(self):
         if self.num_timesteps == 25:
-            signal.raise_signal(number)
+            if how == "ctrl-c":
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
         return step(self)
 
     monkeypatch.setattr(ProgressCallback, "_on_step", interrupted)
-    before = signal.getsignal(number)
+    before = signal.getsignal(signal.SIGTERM)
     said = equirl("train", *QUICK, "-f", tmp_path, "--json")
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(signal.SIGTERM) is before
     assert (said.code, said.out) == (130, "")
     assert said.err.splitlines()[-1].endswith(f"`equirl train --resume {tmp_path / 'dqn' / 'CartPole-v1_1'}`")
     assert "Traceback" not in said.err
