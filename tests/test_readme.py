@@ -141,7 +141,14 @@ def test_what_is_said_of_turned_pictures_is_what_was_measured():
     found = json.loads((ROOT / "tests" / "benchmarks" / "canonical_cifar.json").read_text(encoding="utf-8"))
     turned = {row["arm"]: f"{row['turned']:.1f}%" for row in found["rows"]}
     [said] = [part for part in README.split("\n\n") if "CIFAR-10" in part]
-    arms = ("plain", "canonical, prior", "canonical, prior, tuned", "canonical, contrastive", "known angle")
+    arms = (
+        "plain",
+        "canonical, prior",
+        "canonical, prior, tuned",
+        "canonical, prior, deep",
+        "canonical, contrastive",
+        "known angle",
+    )
     assert re.findall(r"\d+\.\d%", said) == [turned[arm] for arm in arms]
 
 

@@ -42,7 +42,7 @@ class ResNet20(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
         self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
         self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+        self.layer3: nn.Module = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,32 +96,62 @@ class TurningScores(Scores):
         return cast("Tensor", self.net((x - 0.5) / 0.25).T)
 
 
-class Tuned(nn.Module):
-    """A copy of the pretrained network with other outputs, of which the last third learns.
+class Beside(nn.Module):
+    """Two networks that read the same pictures, and the channels of both."""
 
-    In evaluation mode a picture and its mirror image are judged together: upright pictures are upright in mirrors.
+    def __init__(self, one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.one, self.other = one, other
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.one(x), self.other(x)], 1)
+
+
+class Tuned(nn.Module):
+    """A copy of the pretrained network with other outputs, of which the last layers learn.
+
+    In evaluation mode a picture and its mirror image are judged together: upright pictures are upright in mirrors, and
+    of outputs that are one an element, in the mirror that of a turn is that of the turn the other way.
+
+    Args:
+        base: the network that is copied.
+        outputs: how many numbers it returns.
+        fresh: channels of two more blocks, which start from nothing, beside the last third.
+        learning: the names of the layers that learn, beside those blocks and the outputs.
     """
 
     stored: Tensor | None = None
-    """What `low` says of all poses of a batch, shape (4, B, 32, 16, 16): known, it is not computed in training."""
+    """What `low` says of the poses g^-1 x of a batch, shape (4, B, 32, 16, 16): known, training does not compute it."""
 
-    def __init__(self, base: ResNet20, outputs: int) -> None:
+    def __init__(self, base: ResNet20, outputs: int, fresh: int = 0, learning: tuple[str, ...] = ("layer3",)) -> None:
         super().__init__()
         self.net = ResNet20()
         self.net.load_state_dict(base.state_dict())
-        self.net.requires_grad_(False).layer3.requires_grad_(True)
-        self.net.linear = nn.Linear(64, outputs)
+        if fresh:
+            blocks = nn.Sequential(Block(32, fresh, 2), Block(fresh, fresh, 1))
+            self.net.layer3 = Beside(self.net.layer3, blocks)
+        self.net.linear = nn.Linear(64 + fresh, outputs)
+        self.learning = (*learning, "linear")
+        for name, part in self.net.named_children():
+            part.requires_grad_(name in self.learning)
+        self.in_mirrors = TURN.group.inverses.tolist() if outputs == len(TURN.group) else slice(None)
+
+    @property
+    def low_learns(self) -> bool:
+        """Whether any of what `low` computes changes in training."""
+        return not {"layer3", "linear"}.issuperset(self.learning)
 
     def train(self, mode: bool = True) -> Tuned:
         """Set the mode of what learns; the rest keeps its statistics."""
         super().train(mode)
-        self.net.eval().layer3.train(mode)
+        for name, part in self.net.named_children():
+            part.train(mode and name in self.learning)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs of pictures, in training those of the first len(x) stored ones if there are any."""
         if not self.training:
-            return (self.net(x) + self.net(x.flip(3))) / 2
+            return (self.net(x) + self.net(x.flip(3))[:, self.in_mirrors]) / 2
         if self.stored is None:
             return cast("Tensor", self.net(x))
         return self.net.high(self.stored[:, : len(x) // len(self.stored)].flatten(0, 1))
