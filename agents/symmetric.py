@@ -235,9 +235,8 @@ class PicturePolicy(SymmetricPolicy):
             normalized = not kwargs.get("normalize_images", True)
             kwargs["features_extractor_class"] = default_cnn(observation_space, normalized)
         chosen = kwargs["features_extractor_class"]
-        ours = chosen in (NatureCNN, SmallCNN) or issubclass(
-            chosen, NativeExtractor
-        )  # not heirs: SB3 makes them no net
+        # Heirs of NatureCNN have the layers that SB3 gives them.
+        ours = chosen in (NatureCNN, SmallCNN) or issubclass(chosen, NativeExtractor)
         if ours and not args and self.cnn_arch is not None:
             kwargs.setdefault("net_arch", list(self.cnn_arch))
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)

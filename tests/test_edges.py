@@ -92,11 +92,7 @@ def test_canonical_of_another_data_type_than_its_scores(kind):
 @pytest.mark.parametrize("method", TRACED)
 def test_exporting_leaves_nothing_behind(method):
     signs = copy.deepcopy(SIGNS)  # without tables yet
-    net: Any
-    if method == "native":
-        net = NativeMLP(signs, 2, [4], output=SWAP, size=2).eval()
-    else:
-        net = symmetrize(nn.Linear(2, 2), method=method, input=signs, output=SWAP, **given(method)).eval()
+    net = made(method, signs)
     other, x = symmetrize(nn.Linear(2, 2), method="equitune", input=signs, output=SWAP), torch.randn(3, 2)
     exported = torch.export.export(net, (x,)).module()
     torch.testing.assert_close(exported(x), net(x))
@@ -114,15 +110,18 @@ def given(method):
     return {"features_dim": 2} if chosen.reads_features else {"shape": (2,)} if chosen.reads_scores else {}
 
 
+def made(method, signs) -> Any:
+    """Return a network of this method, or one that is equivariant by construction."""
+    if method == "native":
+        return NativeMLP(signs, 2, [4], output=SWAP, size=2).eval()
+    return symmetrize(nn.Linear(2, 2), method=method, input=signs, output=SWAP, **given(method)).eval()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("method", TRACED)
 @pytest.mark.parametrize("gradients", [True, False])
 def test_traced_modules_read_batches_of_any_size(method, gradients):
-    net: Any
-    if method == "native":
-        net = NativeMLP(SIGNS, 2, [4], output=SWAP, size=2).eval()
-    else:
-        net = symmetrize(nn.Linear(2, 2), method=method, input=SIGNS, output=SWAP, **given(method)).eval()
+    net = made(method, SIGNS)
     with torch.set_grad_enabled(gradients):
         traced = torch.jit.trace(net, (torch.randn(3, 2),))
     for n in (1, 3, 14):
