@@ -4,10 +4,7 @@ They run in processes of their own: RL Zoo changes Gymnasium for all.
 """
 
 import io
-import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from stable_baselines3 import DQN, PPO
 from equirl import training
 from equirl.agents import actor_critic, dqn
 from equirl.runs import settings_of
+from tests._elsewhere import run_code, run_module
 
 pytestmark = pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="rl_zoo3 is not installed")
 
@@ -40,20 +38,13 @@ def logs(tmp_path_factory) -> Path:
     return folder
 
 
-def outcome(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def run(*command: str, cwd: Path) -> str:
-    done = outcome(*command, cwd=cwd)
+def run(module: str, *arguments: str | Path, cwd: Path) -> str:
+    done = run_module(module, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-ENJOY = ("-m", "rl_zoo3.enjoy", "--algo", "dqn", "--no-render", "--env")
+ENJOY = ("rl_zoo3.enjoy", "--algo", "dqn", "--no-render", "--env")
 
 
 def test_enjoy_plays_an_agent_with_stacked_frames(logs, tmp_path):
@@ -86,8 +77,9 @@ runpy.run_module("rl_zoo3.plots.plot_train", run_name="__main__")
 
 def test_plot_train_draws_the_returns(logs, tmp_path):
     episodes = len((logs / "dqn" / "CartPole-v1_1" / "0.monitor.csv").read_text().splitlines()) - 2
-    out = run("-c", PLOT, "-a", "dqn", "-e", "CartPole", "-w", "3", "-f", str(logs), cwd=tmp_path)
-    assert out.split() == [f"[{episodes - 2}]"]
+    done = run_code(PLOT, "-a", "dqn", "-e", "CartPole", "-w", "3", "-f", logs, cwd=tmp_path, strict=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [f"[{episodes - 2}]"]
 
 
 # RL Zoo trains our policies
@@ -114,7 +106,7 @@ def zoo(algo: str, folder: Path) -> tuple[str, ...]:
     conf = folder / f"{algo}.yml"
     conf.write_text(yaml.safe_dump({"CartPole-v1": HYPERPARAMS[algo]}))
     more = ("--seed", "1", "--device", "cpu", "--verbose", "0")
-    return ("-m", "rl_zoo3.train", "--algo", algo, "--env", "CartPole-v1", "--conf-file", str(conf), *more)
+    return ("rl_zoo3.train", "--algo", algo, "--env", "CartPole-v1", "--conf-file", str(conf), *more)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +175,6 @@ def test_rl_zoo_trains_our_actor_critic(tmp_path):
 
 
 def test_a_search_that_replaces_our_keywords_fails_instead_of_training_a_plain_agent(tmp_path):
-    done = outcome(*zoo("dqn", tmp_path), "-optimize", "--n-trials", "1", "--no-optim-plots", cwd=tmp_path)
+    done = run_module(*zoo("dqn", tmp_path), "-optimize", "--n-trials", "1", "--no-optim-plots", cwd=tmp_path)
     assert done.returncode != 0
     assert re.search(r"TypeError: .*missing .*required keyword-only argument.*'(symmetry|method)'", done.stderr)

@@ -3,8 +3,6 @@
 import io
 import json
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from equirl.folders import locked, read_settings
 from equirl.runs import settings_of
 from equirl.symmetry import Symmetry
 from equirl.training import resume, train
+from tests._elsewhere import run_code
 
 SMALL: dict[str, Any] = {"learning_starts": 50, "buffer_size": 500, "train_freq": 4, "gradient_steps": 1}
 SMALL |= {"batch_size": 16, "policy_kwargs": {"net_arch": [16]}}
@@ -131,8 +130,7 @@ print(json.dumps([values.tolist(), model.predict(observations.numpy(), determini
 def test_plain_sb3_loads_the_agent_bit_for_bit_in_a_fresh_process(run):
     _, folder = run
     observations = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    command = [sys.executable, "-c", PLAIN, str(folder / "CartPole-v1.zip"), json.dumps(observations.tolist())]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = run_code(PLAIN, folder / "CartPole-v1.zip", json.dumps(observations.tolist()), cwd=folder, strict=False)
     assert done.returncode == 0, done.stderr
     values, actions = json.loads(done.stdout)
     model: Any = DQN.load(folder / "CartPole-v1.zip")

@@ -1,8 +1,6 @@
 """Equivariant PPO and A2C: every method learns, stays equivariant, saves and loads, and takes plain SB3's weights."""
 
 import json
-import subprocess
-import sys
 import zipfile
 from copy import deepcopy
 from functools import cache
@@ -27,6 +25,7 @@ from equirl import Grid, Matrix, Symmetry, Trivial, cyclic, equivariance_error, 
 from equirl.agents.actor_critic import ActorCriticPolicy, CnnPolicy, MlpPolicy, MultiInputPolicy
 from equirl.agents.extractors import SizedCombinedExtractor, SmallCNN
 from equirl.errors import UserError
+from tests._elsewhere import run_code
 
 METHODS = ("identity", "equitune", "equizero", "lambda")  # test_designs.py has the others
 EQUIVARIANT = METHODS[1:]
@@ -643,7 +642,6 @@ def test_what_is_sampled_is_as_likely_as_it_says(case, method):
 READ_ELSEWHERE = """
 import sys, torch
 from stable_baselines3 import PPO
-torch.set_num_threads(1)
 for path in sys.argv[1:]:
     policy, seen = PPO.load(path).policy, torch.load(path + ".seen")
     policy.set_training_mode(False)
@@ -666,9 +664,7 @@ def test_a_fresh_process_loads_the_same_outputs(tmp_path):
         model.save(tmp_path / f"{name}.zip")
         torch.save(seen, tmp_path / f"{name}.zip.seen")
         expected[name] = outputs(model.policy, seen)
-    command = [sys.executable, "-W", "error::UserWarning", "-c", READ_ELSEWHERE]
-    command += [str(tmp_path / f"{name}.zip") for name in models]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_code(READ_ELSEWHERE, *(tmp_path / f"{name}.zip" for name in models))
     assert (done.returncode, done.stderr) == (0, "")
     for name, wanted in expected.items():
         assert same(torch.load(tmp_path / f"{name}.zip.y"), wanted), name

@@ -1,7 +1,5 @@
 """Equivariant SAC, TD3 and DDPG: actors follow the symmetry, critics do not see it, and SB3's ways stay SB3's."""
 
-import subprocess
-import sys
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -32,6 +30,7 @@ from equirl.agents.continuous import SymmetricCritic
 from equirl.agents.extractors import SmallCNN
 from equirl.errors import UserError
 from equirl.symmetrizers import SCORES
+from tests._elsewhere import run_code
 
 METHODS = ("identity", "equitune", "equizero", "lambda")  # test_designs.py has the others
 EQUIVARIANT = METHODS[1:]
@@ -654,7 +653,6 @@ def test_weights_travel_between_plain_sb3_and_this(algo, method, tmp_path):
 READ_ELSEWHERE = """
 import sys, torch
 from stable_baselines3 import SAC, TD3
-torch.set_num_threads(1)
 for path in sys.argv[1:]:
     model = (SAC if "SAC" in path else TD3).load(path)
     seen, actions = torch.load(path + ".seen")
@@ -682,8 +680,7 @@ def test_a_fresh_process_loads_the_same_agents(tmp_path):
                 first = model.policy(seen, deterministic=True)
                 expected[path] = [first, *model.critic(seen, actions), *model.critic_target(seen, actions)]
             paths.append(str(path))
-    command = [sys.executable, "-W", "error::UserWarning", "-c", READ_ELSEWHERE, *paths]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_code(READ_ELSEWHERE, *paths)
     assert (done.returncode, done.stderr) == (0, "")
     for path, ours in expected.items():
         assert equal(torch.load(f"{path}.done"), ours), path

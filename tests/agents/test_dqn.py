@@ -1,8 +1,6 @@
 """Equivariant DQN: every method learns, stays equivariant, saves and loads, and exchanges weights with plain SB3."""
 
 import json
-import subprocess
-import sys
 import zipfile
 from copy import deepcopy
 from functools import cache
@@ -25,6 +23,7 @@ from equirl import Grid, PerKey, Permutation, Symmetry, cyclic, equivariance_err
 from equirl.agents.dqn import CnnPolicy, MlpPolicy, MultiInputPolicy, QNetwork
 from equirl.agents.extractors import PretrainedExtractor, SizedCombinedExtractor, SmallCNN
 from equirl.errors import UserError
+from tests._elsewhere import run_code
 
 METHODS = ("identity", "equitune", "equizero", "lambda")  # test_designs.py has the others
 EQUIVARIANT = METHODS[1:]
@@ -440,7 +439,6 @@ def test_double_selection_survives_copies_and_files(tmp_path):
 READ_ELSEWHERE = """
 import sys, torch
 from stable_baselines3 import DQN
-torch.set_num_threads(1)
 for path in sys.argv[1:]:
     model, seen = DQN.load(path), torch.load(path + ".seen")
     model.policy.set_training_mode(False)
@@ -473,9 +471,7 @@ def test_a_fresh_process_loads_the_same_values(tmp_path):
         model.policy.set_training_mode(False)
         with torch.no_grad():
             expected[name] = model.q_net(seen), model.q_net_target(seen)
-    command = [sys.executable, "-W", "error::UserWarning", "-c", READ_ELSEWHERE]
-    command += [str(tmp_path / f"{name}.zip") for name in models]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_code(READ_ELSEWHERE, *(tmp_path / f"{name}.zip" for name in models))
     assert (done.returncode, done.stderr) == (0, "")
     for name, pair in expected.items():
         for ours, theirs in zip(pair, torch.load(tmp_path / f"{name}.zip.values"), strict=True):

@@ -1,7 +1,6 @@
 """method="native": networks of DQN and QR-DQN that are equivariant by construction, at one forward of a batch."""
 
 import json
-import subprocess
 import sys
 from copy import deepcopy
 from functools import cache
@@ -32,6 +31,7 @@ from equirl.evaluation import methods_for
 from equirl.layers import Project
 from equirl.methods import METHODS, make_symmetrizer
 from equirl.networks import NativeCNN
+from tests._elsewhere import run_code
 
 QUICK: dict[str, Any] = {
     "seed": 0,
@@ -325,12 +325,7 @@ def test_models_load_bit_for_bit_in_another_process(tmp_path):
         torch.save(seen, f"{path}.seen")
         expected[path] = [outputs(net, seen) for net in model.policy.nets]
         nets[path] = model.policy.nets
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", READ_ELSEWHERE, *map(str, expected)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_code(READ_ELSEWHERE, *expected)
     assert (done.returncode, done.stderr) == (0, "")
     for path, values in expected.items():
         assert all(torch.equal(a, b) for a, b in zip(values, torch.load(f"{path}.outputs"), strict=True)), path

@@ -1,8 +1,6 @@
 """Equivariant QR-DQN: the whole distribution of returns is equivariant, and the rest is sb3-contrib's own."""
 
 import json
-import subprocess
-import sys
 import zipfile
 from copy import deepcopy
 from functools import cache
@@ -24,6 +22,7 @@ from equirl import Symmetry, equivariance_error, resolve_symmetry
 from equirl.agents.extractors import SizedCombinedExtractor, SmallCNN
 from equirl.agents.qrdqn import CnnPolicy, MlpPolicy, MultiInputPolicy, QuantileNetwork
 from equirl.errors import UserError
+from tests._elsewhere import run_code
 
 METHODS = ("identity", "equitune", "equizero", "lambda")  # test_designs.py has the others
 EQUIVARIANT = METHODS[1:]
@@ -413,7 +412,6 @@ def test_learning_goes_on_after_loading(method, tmp_path):
 READ_ELSEWHERE = """
 import sys, torch
 from sb3_contrib import QRDQN
-torch.set_num_threads(1)
 for path in sys.argv[1:]:
     model, seen = QRDQN.load(path), torch.load(path + ".seen")
     model.policy.set_training_mode(False)
@@ -440,9 +438,7 @@ def test_a_fresh_process_loads_the_same_outputs(tmp_path):
         here = QRDQN.load(tmp_path / f"{name}.zip")
         assert equal(outputs(here, seen), expected[name])
         assert error_of(here.quantile_net) <= 1e-5
-    command = [sys.executable, "-W", "error::UserWarning", "-c", READ_ELSEWHERE]
-    command += [str(tmp_path / f"{name}.zip") for name in models]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_code(READ_ELSEWHERE, *(tmp_path / f"{name}.zip" for name in models))
     assert (done.returncode, done.stderr) == (0, "")
     for name, pair in expected.items():
         assert equal(pair, torch.load(tmp_path / f"{name}.zip.outputs")), name

@@ -29,8 +29,9 @@ def elements(symmetry: Symmetry) -> set[str]:
     "name",
     [
         "CartPole-v1",
-        "Acrobot-v1",
-        "Pendulum-v1",
+        # tests/verification/test_discovery.py finds these two as well
+        pytest.param("Acrobot-v1", marks=pytest.mark.slow),
+        pytest.param("Pendulum-v1", marks=pytest.mark.slow),
         pytest.param("LunarLander-v3", marks=pytest.mark.slow),
         pytest.param("Reacher-v5", marks=pytest.mark.slow),
         "equirl/GridWorld-v0",
@@ -63,7 +64,12 @@ class Windy(GridWorldEnv):
 
 
 @pytest.mark.parametrize(
-    ("name", "interactions"), [("MountainCar-v0", 10_000), ("HalfCheetah-v5", 10_000), ("wind", 20_000)]
+    ("name", "interactions"),
+    [
+        ("MountainCar-v0", 10_000),
+        ("HalfCheetah-v5", 10_000),
+        pytest.param("wind", 20_000, marks=pytest.mark.slow),  # tests/verification/test_pictures.py has one that stays
+    ],
 )
 def test_nothing_is_found_where_nothing_is(name, interactions):
     if name == "HalfCheetah-v5":

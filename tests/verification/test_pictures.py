@@ -146,8 +146,8 @@ def test_wind_to_one_side_leaves_the_other_mirror():
     "gusts",
     [
         lambda row, column: {RIGHT: 0.3, DOWN: 0.15},
-        lambda row, column: {UP: 0.3 * (column == 3)},
-        lambda row, column: {RIGHT: 0.3 * (row < 2)},
+        pytest.param(lambda row, column: {UP: 0.3 * (column == 3)}, marks=pytest.mark.slow),
+        pytest.param(lambda row, column: {RIGHT: 0.3 * (row < 2)}, marks=pytest.mark.slow),
     ],
     ids=["slanting", "in one column", "in two rows"],
 )
