@@ -9,7 +9,8 @@ needs no graph. In a loop of small networks this is most of the time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import stable_baselines3 as sb3
@@ -21,6 +22,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from equirl.agents.compiled import Programs, compiled
 from equirl.agents.orbit_steps import OrbitSteps
+from equirl.agents.recorded import Recordings
 from equirl.agents.values import SymmetricValuePolicy, SymmetricValues
 from equirl.symmetrizers import Identity
 
@@ -49,11 +51,14 @@ class DQN(sb3.DQN):
     programs: Programs | None = None
 
     def compile(self) -> DQN:
-        """Let torch.compile build the gradient step of averaged orbits as one program; return the model.
+        """Let the gradient step be one program, and on a GPU acting another one; return the model.
 
-        It takes a C++ compiler, and seconds before the first step; other steps are taken as they are.
+        On the CPU torch.compile builds the steps of averaged orbits, which takes a C++ compiler, and seconds before the
+        first one. On a GPU fused Adam's steps, targets and actions are recorded as CUDA graphs. The rest is as before.
         """
         self.programs = {}
+        if isinstance(self.policy, SymmetricValuePolicy):
+            self.policy.recordings = Recordings(self.policy.nets, self.policy.method, self.policy.optimizer)
         return self
 
     def _excluded_save_params(self) -> list[str]:
@@ -66,18 +71,22 @@ class DQN(sb3.DQN):
             return
         policy.set_training_mode(True)
         self._update_learning_rate(policy.optimizer)
+        step: Callable[..., Tensor] = self._step
+        if policy.recordings is not None and policy.recordings.learns():
+            step = partial(policy.recordings.step, self._step, constants=self.max_grad_norm)
         errors: list[Tensor] = []
         for count in _rounds(gradient_steps, batch_size, self.observation_space):
             assert self.replay_buffer is not None
             data = self.replay_buffer.sample(count * batch_size, self._vec_normalize_env)
             targets, actions = self._targets(data), data.actions.long()
             net, obs = cast("SymmetricValues", self.q_net), data.observations
-            taken = OrbitSteps.of(net, obs, actions, count, policy.optimizer, self.max_grad_norm)
+            optimizer, most = policy.optimizer, self.max_grad_norm
+            taken = OrbitSteps.of(net, obs, actions, count, optimizer, most) if step == self._step else None
             if taken is not None and self.programs is not None:
                 taken = compiled(taken, self.programs)
             for i, y in enumerate(targets.view(count, batch_size, 1)):
                 rows = slice(i * batch_size, (i + 1) * batch_size)
-                errors.append(taken.step(i, y) if taken else self._step(_rows(obs, rows), actions[rows], y))
+                errors.append(taken.step(i, y) if taken else step(_rows(obs, rows), actions[rows], y))
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         together = torch.cat(errors)
@@ -88,9 +97,14 @@ class DQN(sb3.DQN):
         with torch.no_grad():
             starts = range(0, len(data.rewards), TARGET_ROWS)
             parts = (_rows(data.next_observations, slice(start, start + TARGET_ROWS)) for start in starts)
-            best = torch.cat([self.q_net_target(part).amax(1, keepdim=True) for part in parts])
+            recordings = cast("SymmetricValuePolicy", self.policy).recordings
+            best = torch.cat([recordings(self._best, part) if recordings else self._best(part) for part in parts])
             discounts = self.gamma if data.discounts is None else data.discounts
             return data.rewards + (1 - data.dones) * discounts * best
+
+    def _best(self, obs: PyTorchObs) -> Tensor:
+        """Return the target network's value of the best action, shape (B, 1)."""
+        return self.q_net_target(obs).amax(1, keepdim=True)  # type: ignore[no-any-return]
 
     def _step(self, obs: PyTorchObs, actions: Tensor, targets: Tensor) -> Tensor:
         """Take a gradient step as SB3 does, and return the errors before it, shape (B, 1)."""

@@ -15,6 +15,7 @@ from equirl._chains import Chain, hooked
 from equirl.agents.extractors import layers_of
 from equirl.agents.making import movable_shape, symmetrizer_of
 from equirl.agents.native import Native, NativeExtractor, native_head, width_in
+from equirl.agents.recorded import Recordings
 from equirl.agents.symmetric import Measured, SymmetricNet, SymmetricPolicy
 from equirl.errors import UserError
 from equirl.methods import NATIVE
@@ -151,6 +152,7 @@ class SymmetricValuePolicy(SymmetricPolicy):
     """
 
     native: ClassVar[type[BaseFeaturesExtractor]] = NativeExtractor
+    recordings: Recordings | None = None  # of a compiled agent on a GPU
 
     def __init__(
         self,
@@ -192,6 +194,9 @@ class SymmetricValuePolicy(SymmetricPolicy):
         return self.acting.element_weights(obs)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> Tensor:
+        return self._greedy(observation) if self.recordings is None else self.recordings(self._greedy, observation)
+
+    def _greedy(self, observation: PyTorchObs) -> Tensor:
         net = self.nets[0]
         outputs = net(observation) if hooked(net) else net.forward(observation)
         return net.action_values(outputs).argmax(1)

@@ -102,7 +102,7 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
     compile_steps: Annotated[
-        bool, typer.Option("--compile", help="Let torch.compile build dqn's gradient step; takes a C++ compiler.")
+        bool, typer.Option("--compile", help="Make dqn's gradient step one program (torch.compile, CUDA graph).")
     ] = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on in this run folder from its last checkpoint.")

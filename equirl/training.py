@@ -53,7 +53,7 @@ def train(
         save_freq: environment steps between checkpoints, a fifth of the run by default.
         console: where progress is drawn, standard error by default.
         start: gives the fresh model the weights that it starts from, for instance `equirl.conversion.start_from`.
-        compiled: let torch.compile build the gradient steps of `equirl.agents.dqn.DQN`.
+        compiled: let the gradient steps of `equirl.agents.dqn.DQN` be one program, as its `compile` does.
 
     Returns:
         a JSON-able dictionary with `folder`, `mean_return`, `std_return`, `equivariance_error`, `seconds` and more.

@@ -115,7 +115,7 @@ def _ours(
 ) -> Callable[[Case, Symmetry | None, str, bool], Agent]:
     def make(case: Case, symmetry: Symmetry | None, device: str, quick: bool) -> Agent:
         options = {"symmetry": symmetry, "method": method, "symmetrizer_kwargs": symmetrizer_kwargs}
-        if compiled and shutil.which("c++") is None:
+        if compiled and device == "cpu" and shutil.which("c++") is None:
             raise UnavailableError("torch.compile needs a C++ compiler")
         try:
             agent = sb3_agent(case, case.ours, options, device, quick, algorithm)
