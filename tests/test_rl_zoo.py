@@ -152,6 +152,7 @@ def test_rl_zoo_goes_on_with_our_policy(theirs):
     assert policy.equivariance_error(seen) <= 1e-5
 
 
+@pytest.mark.slow
 def test_rl_zoo_plays_what_it_trained(theirs, tmp_path):
     out = run(*ENJOY, "CartPole-v1", "-n", "600", "-f", str(theirs), cwd=tmp_path)
     assert f"Loading {theirs}/dqn/CartPole-v1_2/CartPole-v1.zip" in out

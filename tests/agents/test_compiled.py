@@ -103,7 +103,7 @@ def test_before_the_first_step_there_is_no_program():
     assert not programs
 
 
-@pytest.mark.parametrize("count", [12])
+@pytest.mark.parametrize("count", [9])
 def test_as_many_agents_as_one_likes_have_programs_of_their_own(monkeypatch, count):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     assert count > torch._dynamo.config.recompile_limit

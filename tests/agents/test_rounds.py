@@ -99,8 +99,15 @@ def assert_same(theirs, ours, exact=False):
     assert ours.losses_seen == pytest.approx(theirs.losses_seen, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "native"])
-@pytest.mark.parametrize("case", CASES)
+# Every method on vectors and pictures, every kind of observation under those that read most of them.
+STEPS = [
+    pytest.param(case, method, marks=[] if i < 2 or method in ("equitune", "lambda") else [pytest.mark.slow])
+    for i, case in enumerate(CASES)
+    for method in (*METHODS, "native")
+]
+
+
+@pytest.mark.parametrize(("case", "method"), STEPS)
 def test_the_steps_are_those_of_sb3(case, method):
     theirs, ours = both(case=case, method=method)
     assert_same(theirs, ours, exact=method == "identity")
