@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from equirl.errors import UserError
 
+SECONDS_BETWEEN_LINES = 10
+"""Of progress, where there is no terminal."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Packages = Annotated[
     list[str] | None, typer.Option("--gym-packages", help="Modules to import, which register environments; repeatable.")
@@ -88,12 +91,30 @@ def print_table(title: str, rows: dict[str, str]) -> None:
 
 @contextmanager
 def progress_bar(console: Console | None = None) -> Iterator[Callable[[str, float], None]]:
-    """Show a bar while the block runs, on standard error by default.
+    """Show a bar while the block runs, or lines where there is no terminal, on standard error by default.
 
     What it yields is told what is being done, and which fraction of it is.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = console or Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:
+        yield _lines(console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
+
+
+def _lines(console: Console) -> Callable[[str, float], None]:
+    """Return what prints a line now and then, where no bar can be drawn; nothing of what is done soon."""
+    started = said = time.monotonic()
+
+    def tell(what: str, fraction: float) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= SECONDS_BETWEEN_LINES and 0 < fraction < 1:
+            said = now
+            left = (now - started) * (1 - fraction) / fraction
+            console.print(f"{what}  {fraction:.0%}  {left:.0f} s left", highlight=False, markup=False)
+
+    return tell

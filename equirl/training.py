@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ def _run(
     console = console or Console(stderr=True)
     console.print(
         f"{settings.algo} on {settings.env_id}: {settings.method}, {settings.symmetry.group}, {total:,} steps, "
-        f"seed {settings.seed}; curves: tensorboard --logdir {folder}",
+        f"seed {settings.seed}; curves: tensorboard --logdir {quote(str(folder))}",
         **_AS_IT_IS,
     )
     progress = ProgressCallback(total, console)
@@ -204,7 +205,7 @@ def _run(
         model.dump_logs()  # the episodes since the last fourth one
     except KeyboardInterrupt:
         progress.close()
-        console.print(f"interrupted: saving; go on with `equirl train --resume {folder}`", **_AS_IT_IS)
+        console.print(f"interrupted: saving; go on with `equirl train --resume {quote(str(folder))}`", **_AS_IT_IS)
         save_checkpoint(model, folder)
         model.save(path)
         raise

@@ -1,6 +1,7 @@
 """Agents written anew and trained further: nothing of what learning needs is lost, and nothing half is left behind."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,16 @@ def test_a_wrapped_agent_is_trained_further_from_the_command_line(suffix, zoo, t
     model: Any = DQN.load(result["model"], device="cpu")
     assert model.lr_schedule(1.0) == 0.002
     assert not same(weights(model), weights(agent_of(find_agent(new))))
+
+
+def test_the_commands_that_wrap_names_can_be_pasted(zoo, tmp_path, equirl):
+    new = tmp_path / "a new.zip"
+    told = equirl("wrap", zoo, "--method", "equizero", "-o", new).out.splitlines()
+    for name in ("measure it", "train it further"):
+        (line,) = [line for line in told if line.strip().startswith(name)]
+        command = shlex.split(line.partition(name)[2])
+        assert command[0] == "equirl"
+        assert str(new) in command
 
 
 ACTORS: dict[str, tuple[Any, str, dict[str, Any]]] = {

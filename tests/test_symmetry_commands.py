@@ -1,13 +1,14 @@
 """`equirl check` and `equirl discover`: what they print, how they leave, and one line for every mistake."""
 
 import json
+import re
 import sys
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
-from equirl import Symmetry
+from equirl import Symmetry, console
 from equirl.envs import entry_named
 from equirl.verification import Transitions
 
@@ -80,6 +81,15 @@ def test_check_leaves_with_1_and_shows_the_worst_states(equirl):
     assert "rejected" in said.out
     assert "[-1.2, 0.6] to [-1.647, 0.1528]" in said.out
     assert said.out.count("broad, element r") == 3
+
+
+def test_without_a_terminal_progress_is_told_in_lines(equirl, monkeypatch):
+    said = equirl("check", "CartPole-v1")
+    assert said.err == ""  # of what takes no ten seconds
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
+    lines = equirl("check", "CartPole-v1", "--json").err.splitlines()
+    assert len(lines) > 2
+    assert all(re.fullmatch(r"\S.*  \d+%  \d+ s left", line) for line in lines), lines
 
 
 def test_check_draws_small_pictures(equirl):
