@@ -10,7 +10,6 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +25,7 @@ from equirl.console import (
     OfEnv,
     Packages,
     Trust,
+    command_line,
     import_modules,
     one_line,
     print_json,
@@ -169,7 +169,7 @@ def train(
             "method, group": f"{result['method']}, {result['group']}",
             "time": f"{result['seconds']:.0f} s, {result['steps_per_second']:,.0f} steps/s",
             "folder": result["folder"],
-            "TensorBoard": f"tensorboard --logdir {quote(result['folder'])}",
+            "TensorBoard": command_line("tensorboard", "--logdir", result["folder"]),
         },
     )
 
@@ -275,8 +275,8 @@ def wrap(
             "equivariance error": shown(result["equivariance_error"]),
             "plain network": f"breaks the symmetry in {result['plain_greedy_disagreement']:.1%} of greedy actions",
             "written": result["model"],
-            "measure it": f"equirl evaluate {quote(result['model'])} --methods all",
-            "train it further": f"equirl train --trained-agent {quote(result['model'])} -n 10000",
+            "measure it": command_line("equirl", "evaluate", result["model"], "--methods", "all"),
+            "train it further": command_line("equirl", "train", "--trained-agent", result["model"], "-n", "10000"),
         },
     )
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
+from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -87,6 +91,14 @@ def print_table(title: str, rows: dict[str, str]) -> None:
     print(title)
     for name, value in rows.items():
         print(f"  {name:<{width}}  {value}")
+
+
+def command_line(script: str, *words: str | Path) -> str:
+    """Return a command line to paste: the script by its name where the shell finds it, else by its path."""
+    own = Path(sys.executable).with_name(script)
+    if shutil.which(script) is None and own.exists():
+        script = os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
+    return " ".join(map(quote, (script, *map(str, words))))
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from equirl.callbacks import CheckpointCallback, HyperparametersCallback, ProgressCallback, SymmetryCallback
 from equirl.checkpoints import checkpoint_steps, load_checkpoint, save_checkpoint
-from equirl.console import print_notes, progress_bar
+from equirl.console import command_line, print_notes, progress_bar
 from equirl.errors import UserError, in_one_line
 from equirl.evaluation import evaluate, finite
 from equirl.folders import create_folder, locked, read_settings, write_settings, zoo_name
@@ -186,7 +185,7 @@ def _run(
     console = console or Console(stderr=True)
     console.print(
         f"{settings.algo} on {settings.env_id}: {settings.method}, {settings.symmetry.group}, {total:,} steps, "
-        f"seed {settings.seed}; curves: tensorboard --logdir {quote(str(folder))}",
+        f"seed {settings.seed}; curves: {command_line('tensorboard', '--logdir', folder)}",
         **_AS_IT_IS,
     )
     progress = ProgressCallback(total, console)
@@ -205,7 +204,8 @@ def _run(
         model.dump_logs()  # the episodes since the last fourth one
     except KeyboardInterrupt:
         progress.close()
-        console.print(f"interrupted: saving; go on with `equirl train --resume {quote(str(folder))}`", **_AS_IT_IS)
+        onwards = command_line("equirl", "train", "--resume", folder)
+        console.print(f"interrupted: saving; go on with `{onwards}`", **_AS_IT_IS)
         save_checkpoint(model, folder)
         model.save(path)
         raise

@@ -17,6 +17,7 @@ import yaml
 
 from equirl import cli, evaluation, training
 from equirl.callbacks import ProgressCallback
+from equirl.console import command_line
 from equirl.envs import ENTRIES
 from equirl.envs.catalogue import VERDICTS
 from equirl.errors import UserError
@@ -61,6 +62,22 @@ def mistake(said: Any, *words: str) -> None:
     assert all(word in said.err for word in words), said.err
 
 
+def test_commands_to_paste_name_scripts_that_the_shell_finds(monkeypatch, tmp_path):
+    script = tmp_path / "env" / "bin" / "tensorboard"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    assert command_line("tensorboard", "--logdir", "a b") == "env/bin/tensorboard --logdir 'a b'"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert command_line("tensorboard") == str(script)
+    assert command_line("equirl") == "equirl"  # there is none beside this Python
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert command_line("tensorboard") == "tensorboard"
+
+
 # ---------------------------------------------------------------------------------------------------------- train
 
 
@@ -68,7 +85,8 @@ def test_train_ends_with_a_table_and_tells_of_its_progress_beside_it(equirl, tmp
     said = equirl("train", "--env", "CartPole-v1", "--method", "equizero", *QUICK, "-f", tmp_path, "--seed", 3)
     folder = tmp_path / "dqn" / "CartPole-v1_1"
     assert said.code == 0
-    assert f"dqn on CartPole-v1: equizero, C2, 60 steps, seed 3; curves: tensorboard --logdir {folder}" in said.err
+    curves = command_line("tensorboard", "--logdir", folder)
+    assert f"dqn on CartPole-v1: equizero, C2, 60 steps, seed 3; curves: {curves}" in said.err
     assert len(re.findall(r"^\d+/60 steps .* s left$", said.err, re.M)) == 10
     title, *lines = said.out.splitlines()
     assert title == "dqn on CartPole-v1"
@@ -76,7 +94,7 @@ def test_train_ends_with_a_table_and_tells_of_its_progress_beside_it(equirl, tmp
     assert re.fullmatch(r" *\d+\.\d\d \+- \d+\.\d\d \(2 episodes\)", table["mean return"])
     assert re.fullmatch(r" *\d\.\de[-+]\d\d", table["equivariance error"])
     assert table["folder"].strip() == str(folder)  # in one piece, however narrow the terminal
-    assert table["TensorBoard"].strip() == f"tensorboard --logdir {folder}"
+    assert table["TensorBoard"].strip() == curves
     assert yaml.safe_load((folder / "CartPole-v1" / "args.yml").read_text())["seed"] == 3
 
 
@@ -158,7 +176,8 @@ def test_ctrl_c_and_kill_leave_a_run_that_goes_on(how, equirl, tmp_path, monkeyp
     said = equirl("train", *QUICK, "-f", tmp_path, "--json")
     assert signal.getsignal(signal.SIGTERM) is before
     assert (said.code, said.out) == (130, "")
-    assert said.err.splitlines()[-1].endswith(f"`equirl train --resume {tmp_path / 'dqn' / 'CartPole-v1_1'}`")
+    onwards = command_line("equirl", "train", "--resume", tmp_path / "dqn" / "CartPole-v1_1")
+    assert said.err.splitlines()[-1].endswith(f"`{onwards}`")
     assert "Traceback" not in said.err
     monkeypatch.undo()
     said = equirl("train", "--resume", tmp_path / "dqn" / "CartPole-v1_1", "--json")

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from equirl import training
 from equirl.callbacks import CheckpointCallback, ProgressCallback
+from equirl.console import command_line
 from equirl.errors import UserError
 from equirl.evaluation import Returns
 from equirl.folders import locked, read_settings
@@ -335,7 +336,7 @@ def test_an_interrupted_run_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(pole(), tmp_path, eval_freq=100, save_freq=150, console=Console(file=out))
     folder = tmp_path / "dqn" / "CartPole-v1_1"
-    assert f"go on with `equirl train --resume {folder}`" in out.getvalue()
+    assert f"go on with `{command_line('equirl', 'train', '--resume', folder)}`" in out.getvalue()
     assert DQN.load(folder / "CartPole-v1.zip").num_timesteps == 170
     assert json.loads((folder / "checkpoints" / "state.json").read_text())["num_timesteps"] == 170
 
