@@ -33,6 +33,7 @@ class Entry:
     kwargs: dict[str, Any] = field(default_factory=dict)  # of gym.make, under which the symmetry holds
     same_actions: tuple[int, ...] = ()  # they do the same everywhere, so exchanging them is no error
     source: str = "measured"  # where the claim comes from
+    sides: tuple[int, int] | None = None  # of the wrapper's pictures: of others the claim is not made
 
     @property
     def name(self) -> str:
@@ -42,7 +43,7 @@ class Entry:
     @property
     def symmetry(self) -> Symmetry:
         """The symmetry itself, for a rejected entry the claim."""
-        return Symmetry.generated_by(*self.generators, name=self.name) if self.rejected else resolve_symmetry(self.name)
+        return _maker(self)() if self.rejected else resolve_symmetry(self.name)
 
     @property
     def rejected(self) -> bool:
@@ -74,7 +75,7 @@ def _minatar(
         generators = tuple((seen, _buttons(names, swap)) for seen, swap in flips)
         name, wrapper = f"MinAtar/{game}-v{version}", "equirl.envs.minatar.ChannelsFirst"
         same = tuple(a for a, letter in enumerate(names) if letter in idle)
-        yield Entry(name, generators, verdict, note, wrapper, extra="minatar", same_actions=same)
+        yield Entry(name, generators, verdict, note, wrapper, extra="minatar", same_actions=same, sides=(10, 10))
 
 
 _AROUND_CHICKEN = {"grid": "flip_x", "shift": [0, 9]}  # column c of the torus to (8 - c) mod 10
@@ -111,6 +112,10 @@ def _swaps(count: int, pairs: str) -> list[int]:
     return permutation
 
 
+_SIDES = {"Asterix": (64, 80), "Asteroids": (88, 80), "Boxing": (68, 56), "DemonAttack": (86, 80), "Enduro": (51, 76)}
+_SIDES |= {"Freeway": (81, 76), "MsPacman": (86, 80), "Seaquest": (72, 76), "SpaceInvaders": (85, 78)}
+
+
 def _atari(
     game: str, note: str, *flips: tuple[Any, list[int]], rejected: str = "", background_only: bool = False
 ) -> Entry:
@@ -119,7 +124,8 @@ def _atari(
     if background_only:
         note += "; play did not tell"
     wrapper = "equirl.envs.atari_games.GameFrame"
-    return Entry(f"ALE/{game}-v5", flips, verdict, note, wrapper, variant=rejected, source=source)
+    sides = _SIDES[game]
+    return Entry(f"ALE/{game}-v5", flips, verdict, note, wrapper, variant=rejected, source=source, sides=sides)
 
 
 _LANDER = _signs(-1, 1, -1, 1, -1, -1, 1, 1, swap=(6, 7))
@@ -209,6 +215,7 @@ ENTRIES: tuple[Entry, ...] = (
         "approximate",
         "mirror up-down, RIGHT is up; the opponent aims 10 rows off; background differs by 0%",
         wrapper="equirl.envs.atari.PongFrame",
+        sides=(80, 80),
     ),
     Entry(
         "ALE/Breakout-v5",
@@ -216,6 +223,7 @@ ENTRIES: tuple[Entry, ...] = (
         "approximate",
         "mirror left-right; the paddle slides 8 pixels behind the right wall only; background differs by 0%",
         wrapper="equirl.envs.atari.BreakoutFrame",
+        sides=(80, 72),
     ),
     _atari(
         "SpaceInvaders",
@@ -279,6 +287,7 @@ ENTRIES: tuple[Entry, ...] = (
         wrapper="equirl.envs.minatar.ChannelsFirst",
         extra="minatar",
         variant="plain_flip",
+        sides=(10, 10),
     ),
     Entry(
         "MinAtar/Seaquest-v1",
@@ -288,6 +297,7 @@ ENTRIES: tuple[Entry, ...] = (
         wrapper="equirl.envs.minatar.ChannelsFirst",
         extra="minatar",
         variant="flipped_gauges",
+        sides=(10, 10),
     ),
     *(_minigrid(name) for name in _MINIGRID),
 )
@@ -317,7 +327,7 @@ def entry_named(name: str) -> Entry:
 
 
 def _maker(entry: Entry) -> Callable[[], Symmetry]:
-    return partial(Symmetry.generated_by, *entry.generators, name=entry.name)
+    return partial(Symmetry.generated_by, *entry.generators, name=entry.name, sides=entry.sides)
 
 
 for _entry in ENTRIES:

@@ -37,6 +37,18 @@ def check_space(role: str, rep: Representation, space: spaces.Space[Any]) -> Non
         _check_blocks(role, rep, space)
 
 
+def check_sides(rep: Representation, space: spaces.Space[Any], sides: tuple[int, int], name: str) -> None:
+    """Raise a `UserError` for pictures of another size than that of which a symmetry is true."""
+    if isinstance(rep, Grid) and isinstance(space, spaces.Box):
+        found = space.shape[-3:-1] if rep.layout == "HWC" else space.shape[-2:]
+        if found != sides:
+            height, width = sides
+            raise UserError(
+                f"observation space {_short(space)} under symmetry {name!r}: expected pictures of {height} x {width}, "
+                "since it does not hold on others; equirl.envs.make makes those of a listed symmetry"
+            )
+
+
 def check_bounds(rep: Representation, space: spaces.Box) -> None:
     """Raise unless every element takes a Box of actions to itself: clipping or squashing would break the symmetry."""
     bounds = torch.as_tensor(np.stack([space.low, space.high])).double()
@@ -52,7 +64,7 @@ def check_bounds(rep: Representation, space: spaces.Box) -> None:
         raise UserError(f"action space {_short(space)} from {space.low} to {space.high}: {rep!r} leads out of it")
 
 
-def fitted(rep: Representation, space: spaces.Space[Any]) -> Representation:
+def fitted(rep: Representation, space: spaces.Space[Any], sides: tuple[int, int] | None = None) -> Representation:
     """Return a representation of one frame as it acts on a space of stacked frames, or of pictures in another layout.
 
     What fits already, or cannot be made to fit, comes back as it is.
@@ -63,28 +75,28 @@ def fitted(rep: Representation, space: spaces.Space[Any]) -> Representation:
     if not isinstance(space, spaces.Box):
         return rep
     if isinstance(rep, Grid):
-        return _fitted_grid(rep, space.shape)
+        return _fitted_grid(rep, space.shape, sides)
     if isinstance(rep, SignedPermutation | Matrix) and space.shape:
         frames, rest = divmod(space.shape[-1], rep.size)
         return rep if rest or frames < 2 else rep.stacked(frames)
     return rep
 
 
-def _fitted_grid(rep: Grid, shape: tuple[int, ...]) -> Grid:
+def _fitted_grid(rep: Grid, shape: tuple[int, ...], sides: tuple[int, int] | None) -> Grid:
     """Return the layout and number of frames that a shape shows.
 
-    Of two that it may show, the one of a square picture, then the one of fewer channels, then the one declared.
+    Of two that it may show, the one of these sides, then that of a square picture, of fewer channels, the one declared.
     """
     if len(shape) < 3:  # rows and columns alone
         return rep.in_layout("CHW")
-    found: list[tuple[bool, int, bool, Grid]] = []
+    found: list[tuple[bool, bool, int, bool, Grid]] = []
     for layout, axis, (height, width) in (("CHW", -3, shape[-2:]), ("HWC", -1, shape[-3:-1])):
         frames, rest = (1, 0) if rep.channels is None else divmod(shape[axis], rep.channels.shape[1])
         if not rest:
             candidate = rep.in_layout(layout)
             candidate = candidate.stacked(frames) if frames > 1 else candidate
-            found.append((height != width, shape[axis], layout != rep.layout, candidate))
-    return min(found, key=lambda each: each[:3])[3] if found else rep
+            found.append(((height, width) != sides, height != width, shape[axis], layout != rep.layout, candidate))
+    return min(found, key=lambda each: each[:4])[4] if found else rep
 
 
 def _check_numbers(role: str, rep: SignedPermutation, space: spaces.Space[Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from importlib.metadata import entry_points
 from typing import Any
@@ -11,9 +11,10 @@ import gymnasium as gym
 from gymnasium import spaces
 
 from equirl._maps import Map, compose, order_of, parse_map, representation_of
-from equirl._spaces import check_bounds, check_space, fitted
+from equirl._spaces import check_bounds, check_sides, check_space, fitted
 from equirl.errors import UserError, unknown
-from equirl.groups import Group, closure, trivial
+from equirl.grids import Grid
+from equirl.groups import Group, closure, positive, trivial
 from equirl.representations import PerKey, Representation, Trivial
 
 
@@ -28,9 +29,12 @@ class Symmetry(dict[str, Any]):
         observation: how the group moves observations.
         action: how the same group moves actions (for a discrete space: action values).
         name: what it is called, for instance the environment's id.
+        sides: height and width of the pictures that it is true of, where it is not true of others (a frame whose middle
+            lies elsewhere looks different mirrored).
 
     Raises:
-        UserError: two different groups, or an element that moves actions but leaves every observation as it is.
+        UserError: two different groups, an element that moves actions but leaves every observation as it is, or sides
+            of what is no picture.
 
     >>> cartpole = Symmetry.generated_by(({"signs": [-1, -1, -1, -1]}, [1, 0]), name="mine")
     >>> cartpole.group, cartpole["action"]
@@ -39,7 +43,9 @@ class Symmetry(dict[str, Any]):
     True
     """
 
-    def __init__(self, observation: Representation, action: Representation, name: str = "") -> None:
+    def __init__(
+        self, observation: Representation, action: Representation, name: str = "", sides: Sequence[int] | None = None
+    ) -> None:
         if observation.group != action.group:
             raise UserError(
                 f"observations move by {observation.group} and actions by {action.group}: expected one group"
@@ -54,6 +60,9 @@ class Symmetry(dict[str, Any]):
             name=name, group=observation.group.to_data(), observation=observation.to_data(), action=action.to_data()
         )
         self.observation, self.action, self.name = observation, action, name
+        self.sides = None if sides is None else _checked_sides(sides, observation)
+        if self.sides is not None:
+            self["sides"] = list(self.sides)
 
     @property
     def group(self) -> Group:
@@ -70,25 +79,28 @@ class Symmetry(dict[str, Any]):
         if isinstance(data, Symmetry):
             return data
         by_generators = isinstance(data, Mapping) and "generators" in data
-        parts = ["generators", "name"] if by_generators else ["group", "observation", "action", "name"]
+        parts = ["generators"] if by_generators else ["group", "observation", "action"]
+        required = len(parts)
+        parts += ["name", "sides"]
         if not isinstance(data, Mapping):
             raise UserError(f"symmetry {data!r}: expected a mapping with {', '.join(parts)}")
         for part in data:
             if part not in parts:
                 raise unknown("part of a symmetry", part, parts)
+        named: dict[str, Any] = {"name": str(data.get("name", "")), "sides": data.get("sides")}
         if by_generators:
             if not isinstance(data["generators"], list | tuple):
                 raise UserError(f"generators {data['generators']!r}: expected a list of pairs")
-            return Symmetry.generated_by(*data["generators"], name=str(data.get("name", "")))
-        missing = [part for part in parts[:3] if part not in data]
+            return Symmetry.generated_by(*data["generators"], **named)
+        missing = [part for part in parts[:required] if part not in data]
         if missing:
             raise UserError(f"symmetry without {', '.join(missing)}: expected a mapping with {', '.join(parts)}")
         group = Group.from_data(data["group"])
         seen, done = (Representation.from_data(group, data[key]) for key in ("observation", "action"))
-        return Symmetry(seen, done, str(data.get("name", "")))
+        return Symmetry(seen, done, **named)
 
     @staticmethod
-    def generated_by(*generators: tuple[Any, Any], name: str = "") -> Symmetry:
+    def generated_by(*generators: tuple[Any, Any], name: str = "", sides: Sequence[int] | None = None) -> Symmetry:
         """Return the symmetry of all products of generators, each an (observation map, action map) in plain terms.
 
         Vectors: ``{"signs": [...], "permutation": [...]}``, with ``"centre": [...]`` where they mirror about another
@@ -120,7 +132,7 @@ class Symmetry(dict[str, Any]):
             (pairs[0][0].identity(), pairs[0][1].identity()),
         )
         seen_maps, done_maps = zip(*elements, strict=True)
-        return Symmetry(representation_of(group, seen_maps), representation_of(group, done_maps), name)
+        return Symmetry(representation_of(group, seen_maps), representation_of(group, done_maps), name, sides)
 
     @staticmethod
     def per_key(symmetries: Mapping[str, str | Mapping[str, Any]], name: str = "") -> Symmetry:
@@ -159,7 +171,8 @@ class Symmetry(dict[str, Any]):
         >>> (flip * Symmetry.generated_by(("flip_y", [0, 1, 3, 2]))).group
         C2xC2
         """
-        return Symmetry(self.observation * other.observation, self.action * other.action)
+        seen, done = self.observation * other.observation, self.action * other.action
+        return Symmetry(seen, done, sides=self.sides or other.sides)
 
     def check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """Raise a `UserError` unless the symmetry acts on these Gymnasium spaces."""
@@ -171,17 +184,20 @@ class Symmetry(dict[str, Any]):
     def check_observation_space(self, space: spaces.Space[Any]) -> None:
         """Raise a `UserError` unless the symmetry acts on observations of this Gymnasium space."""
         check_space("observation", self.observation, space)
+        if self.sides is not None:
+            check_sides(self.observation, space, self.sides, self.name)
 
     def stacked(self, k: int) -> Symmetry:
         """Return the symmetry of k observations stacked along the last axis (vectors) or the channels (images)."""
-        return self if k == 1 else Symmetry(self.observation.stacked(k), self.action, self.name)
+        return self if k == 1 else Symmetry(self.observation.stacked(k), self.action, self.name, self.sides)
 
     def fitted(self, observation_space: spaces.Space[Any]) -> Symmetry:
         """Return the symmetry as it acts on this space: frames that are stacked, pictures channels first or last.
 
         Vectors of n entries fit a last axis of k n. Pictures fit a layout in which their `channels`, where given,
-        divide the channel axis; where both do, the one of a square picture, then the one of fewer channels, then the
-        one declared. Pictures that leave some channels `fixed` can only be stacked where all `channels` are given.
+        divide the channel axis; where both do, the one of the `sides`, then of a square picture, then of fewer
+        channels, then the one declared. Pictures that leave some channels `fixed` can only be stacked where all
+        `channels` are given.
 
         Raises:
             UserError: the symmetry does not act on such observations.
@@ -191,8 +207,8 @@ class Symmetry(dict[str, Any]):
         >>> flip.fitted(spaces.Box(0, 255, (84, 84, 3), np.uint8)).observation.layout
         'HWC'
         """
-        seen = fitted(self.observation, observation_space)
-        adapted = self if seen == self.observation else Symmetry(seen, self.action, self.name)
+        seen = fitted(self.observation, observation_space, self.sides)
+        adapted = self if seen == self.observation else Symmetry(seen, self.action, self.name, self.sides)
         adapted.check_observation_space(observation_space)
         return adapted
 
@@ -201,6 +217,15 @@ class Symmetry(dict[str, Any]):
 
     def __repr__(self) -> str:
         return f"Symmetry({self.name or 'unnamed'}: {self.observation!r} on observations, {self.action!r} on actions)"
+
+
+def _checked_sides(sides: Any, observation: Representation) -> tuple[int, int]:
+    if not isinstance(sides, list | tuple) or len(sides) != 2:
+        raise UserError(f"sides {sides!r}: expected height and width of the pictures")
+    if not isinstance(observation, Grid):
+        raise UserError(f"sides {sides!r} with {observation!r}: expected pictures, which a Grid moves")
+    height, width = (positive("sides", side) for side in sides)
+    return height, width
 
 
 def no_symmetry() -> Symmetry:

@@ -330,6 +330,49 @@ def test_missing_parts_are_named():
         Symmetry.from_data([])  # type: ignore[arg-type]
 
 
+TURNED_OVER = ("flip_x", [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [((8, 6), True), ((3, 8, 6), True), ((8, 6, 3), True), ((3, 8, 8), False), ((8, 6, 6), True), ((6, 8, 3), False)],
+)
+def test_a_symmetry_of_pictures_of_one_size_is_one_of_no_others(shape, fits):
+    space = Box(0, 255, shape, np.uint8)
+    flip = Symmetry.generated_by(TURNED_OVER, name="mine", sides=(8, 6))
+    assert Symmetry.generated_by(TURNED_OVER).fitted(space)
+    for each in (flip, pickle.loads(pickle.dumps(flip)), resolve_symmetry(json.loads(json.dumps(flip)))):
+        assert (each.sides, each == flip) == ((8, 6), True)
+        if fits:
+            assert each.fitted(space).sides == (8, 6)
+            continue
+        with pytest.raises(UserError, match=r"Box.* under symmetry 'mine': expected pictures of 8 x 6"):
+            each.fitted(space)
+
+
+def test_sides_stay_with_stacks_and_products_and_are_not_said_where_there_are_none():
+    flip = Symmetry.generated_by(TURNED_OVER, sides=[8, 6])
+    other = Symmetry.generated_by(("flip_y", [0, 1]))
+    assert flip.stacked(3).sides == (flip * other).sides == (other * flip).sides == (8, 6)
+    assert "sides" not in other
+    assert flip != Symmetry.generated_by(TURNED_OVER)
+    assert resolve_symmetry({"generators": [list(TURNED_OVER)], "sides": [8, 6]}) == flip
+
+
+@pytest.mark.parametrize(
+    ("generator", "sides", "words"),
+    [
+        (TURNED_OVER, [8], r"sides \[8\]: expected height and width"),
+        (TURNED_OVER, 8, "sides 8: expected height and width"),
+        (TURNED_OVER, [8, 0], "sides 0: expected a whole number of at least 1"),
+        (({"signs": [-1]}, [1, 0]), [8, 8], r"sides \[8, 8\] with .*: expected pictures"),
+    ],
+)
+def test_wrong_sides_are_refused(generator, sides, words):
+    with pytest.raises(UserError, match=words):
+        Symmetry.generated_by(generator, sides=sides)
+
+
 JSON = st.recursive(
     st.none() | st.integers(-1, 2) | st.sampled_from(["flip_x", "HWC", "", "C2"]),
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["grid", "signs", "keys", "a"]), x, max_size=2),
@@ -347,6 +390,7 @@ def test_any_data_are_a_symmetry_or_a_user_error(seen, done):
         lambda: Symmetry.generated_by(done),
         lambda: resolve_symmetry({"group": "C2", "observation": seen, "action": done}),
         lambda: resolve_symmetry(seen),
+        lambda: resolve_symmetry({"generators": [["flip_x", [0]]], "sides": seen}),
     ):
         with suppress(UserError):
             assert isinstance(make_one(), Symmetry)

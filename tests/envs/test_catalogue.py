@@ -6,8 +6,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 
+from equirl import Grid, UserError
 from equirl.envs import ENTRIES, make_to_check
 from equirl.envs.catalogue import Entry
 from equirl.verification import by_resets, check_symmetry
@@ -43,6 +46,21 @@ def environment(entry: Entry):
     if entry.extra and not find_spec(MODULE.get(entry.extra, entry.extra)):
         pytest.skip(f"needs the extra {entry.extra}")
     return make_to_check(entry.name)
+
+
+PICTURES = [entry for entry in ENTRIES if isinstance(entry.symmetry.observation, Grid) and entry.wrapper]
+
+
+@pytest.mark.parametrize("entry", PICTURES, ids=lambda entry: entry.name)
+def test_pictures_of_another_size_than_the_wrappers_are_refused(entry):
+    made = environment(entry).observation_space
+    height, width = made.shape[:2] if entry.env_id.startswith("ALE/") else made.shape[1:]
+    assert entry.symmetry.sides == (height, width)
+    entry.symmetry.fitted(made)
+    for size in ((84, 84), (210, 160)):  # of SB3's own wrapper, and of the screen
+        space = spaces.Box(0, 255, (4 if entry.env_id.startswith("ALE/") else made.shape[0], *size), np.uint8)
+        with pytest.raises(UserError, match=f"expected pictures of {height} x {width}, .* equirl.envs.make"):
+            entry.symmetry.check_observation_space(space)
 
 
 @each(ENTRIES, SLOW_VERDICTS)
