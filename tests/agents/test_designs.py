@@ -156,6 +156,18 @@ def test_agents_are_equivariant_at_fixed_points_before_and_after_training_and_lo
     assert any(not torch.equal(before, after) for before, after in changed)
 
 
+@pytest.mark.parametrize("method", ["equitune", "equizero", "lambda", "soft"])
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_everything_is_on_the_device(algo, method):
+    """Tensors without numbers stand for those of a GPU: nothing of the CPU may be among them."""
+    agent = build(algo, "dictionary", method)
+    x = {key: part.to("meta") for key, part in points(agent).items()}
+    policy = agent.policy.to("meta")
+    for mode in (True, False):
+        policy.set_training_mode(mode)
+        assert policy.scores(x).device.type == "meta"
+
+
 @pytest.mark.parametrize("method", ["canonical", "product"])
 @pytest.mark.parametrize("algo", ["dqn", "ppo", "sac"])
 def test_the_errors_are_rounding(algo, method):
