@@ -58,7 +58,7 @@ class DQN(sb3.DQN):
         """
         self.programs = {}
         if isinstance(self.policy, SymmetricValuePolicy):
-            self.policy.recordings = Recordings(self.policy.nets, self.policy.method, self.policy.optimizer)
+            self.policy.recordings = Recordings(self.policy)
         return self
 
     def _excluded_save_params(self) -> list[str]:

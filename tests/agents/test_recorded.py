@@ -4,6 +4,7 @@ Without a GPU the operations are recorded by `make_fx`, which like a CUDA graph 
 again on the same memory, and fails where an operation depends on numbers.
 """
 
+import pickle
 from copy import deepcopy
 from typing import Any
 
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -37,7 +39,7 @@ class StandIn:
     def __init__(self) -> None:
         self.recorded, self.replayed = 0, 0
 
-    def __call__(self, function):
+    def __call__(self, function, on):
         graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)()
         assert not [node for node in graph.graph.nodes if node.target in COPIED]
         self.recorded += 1
@@ -55,7 +57,8 @@ def stand_in(monkeypatch):
     made = StandIn()
     monkeypatch.setattr(recorded, "DEVICE", "cpu")
     monkeypatch.setattr(recorded, "record", made)
-    monkeypatch.setattr(recorded, "beside", lambda function: function())
+    monkeypatch.setattr(recorded, "on", lambda device: "here")
+    monkeypatch.setattr(recorded, "beside", lambda function, on: function())
     monkeypatch.setattr(Chain, "serves", lambda self, x: False)  # as on a GPU, and so is this:
     monkeypatch.setattr(Expanded, "expanded", lambda self: self.expand())
     return made
@@ -150,8 +153,57 @@ def test_weights_written_to_or_put_elsewhere_are_followed():
     before = len(graphs(model))
     for parameter in model.policy.parameters():
         parameter.data = parameter.data * -2
-    assert torch.allclose(value(model)[1], model._best(torch.as_tensor(seen)))
+    for _ in range(BEFORE + 2):
+        assert torch.allclose(value(model)[1], model._best(torch.as_tensor(seen)))
     assert len(graphs(model)) == before
+
+
+def with_another_activation(model):
+    model.q_net.q_net[1] = nn.Tanh()
+    return model
+
+
+def with_another_optimizer(model):
+    model.policy.optimizer = torch.optim.Adam(model.q_net.parameters(), lr=1e-2, eps=1e-2, fused=True)
+    return model
+
+
+def with_another_tolerance(model):
+    model.q_net.symmetrizer.tolerance = 10.0  # of equizero: all views tie
+    return model
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        ("equitune", with_another_activation),
+        ("equitune", with_another_optimizer),
+        ("equizero", with_another_tolerance),
+    ],
+)
+def test_what_is_exchanged_meanwhile_is_followed(method, change):
+    ours = change(build(method=method).compile().learn(48)).learn(48, reset_num_timesteps=False)
+    as_it_is = change(build(method=method).learn(48)).learn(48, reset_num_timesteps=False)
+    assert len(graphs(ours)) == 3
+    assert_equal(ours, as_it_is)
+
+
+def test_there_are_only_so_many_graphs(stand_in, monkeypatch):
+    monkeypatch.setattr(recorded, "MOST", 2)
+    as_it_is, ours = build().learn(60), build().compile().learn(60)
+    assert stand_in.recorded == len(graphs(ours)) == 2
+    assert_equal(ours, as_it_is)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_copies_learn_with_graphs_of_their_own():
+    first = build().compile().learn(40)
+    env, first.env = first.env, None
+    copied = deepcopy(first)
+    copied.set_env(env)
+    copied.compile().learn(40, reset_num_timesteps=False)
+    assert len(graphs(copied)) == 3
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -166,6 +218,7 @@ def test_files_and_copies_are_those_of_an_agent_without_graphs(tmp_path):
     assert policy.recordings is None
     assert copied.recordings is None
     assert torch.equal(numbers(loaded), numbers(model))
+    assert pickle.loads(pickle.dumps(model.policy)).recordings is None
     assert type(policy.optimizer.param_groups[0]["lr"]) is float
     assert len(graphs(loaded.compile().learn(60))) == 3
 
@@ -176,9 +229,10 @@ def test_files_and_copies_are_those_of_an_agent_without_graphs(tmp_path):
         ({"method": "canonical"}, False, False),
         ({"method": "identity"}, False, False),
         ({"policy_kwargs": {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": {}}}, False, True),
+        ({"policy_kwargs": {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {}}}, False, True),
         ({"policy_kwargs": {"optimizer_kwargs": {"foreach": True}}}, False, True),
     ],
-    ids=["canonical", "identity", "RMSprop", "foreach"],
+    ids=["canonical", "identity", "RMSprop", "SB3's RMSprop", "foreach"],
 )
 def test_what_cannot_be_recorded_is_done_as_it_is(given, learns, acts, stand_in):
     as_it_is, ours = build(**given).learn(60), build(**given).compile().learn(60)
@@ -214,6 +268,14 @@ def test_whoever_listens_hears_everything(stand_in):
     handle.remove()
     model.learn(20, reset_num_timesteps=False)
     assert stand_in.replayed > known
+
+
+def test_whoever_listens_to_the_optimizer_hears_every_step(stand_in):
+    model, heard = build().compile().learn(60), []
+    model.policy.optimizer.register_step_post_hook(lambda *_: heard.append(1))
+    before = model._n_updates
+    model.learn(20, reset_num_timesteps=False)
+    assert len(heard) == model._n_updates - before > 5
 
 
 def test_on_the_cpu_nothing_is_recorded():
