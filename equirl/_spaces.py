@@ -37,15 +37,15 @@ def check_space(role: str, rep: Representation, space: spaces.Space[Any]) -> Non
         _check_blocks(role, rep, space)
 
 
-def check_sides(rep: Representation, space: spaces.Space[Any], sides: tuple[int, int], name: str) -> None:
+def check_sides(rep: Representation, space: spaces.Space[Any], sides: tuple[int, int]) -> None:
     """Raise a `UserError` for pictures of another size than that of which a symmetry is true."""
     if isinstance(rep, Grid) and isinstance(space, spaces.Box):
         found = space.shape[-3:-1] if rep.layout == "HWC" else space.shape[-2:]
         if found != sides:
             height, width = sides
             raise UserError(
-                f"observation space {_short(space)} under symmetry {name!r}: expected pictures of {height} x {width}, "
-                "since it does not hold on others; equirl.envs.make makes those of a listed symmetry"
+                f"observation space {_short(space)}: expected pictures of {height} x {width}, of which alone the "
+                "symmetry is true"
             )
 
 

@@ -183,9 +183,14 @@ class Symmetry(dict[str, Any]):
 
     def check_observation_space(self, space: spaces.Space[Any]) -> None:
         """Raise a `UserError` unless the symmetry acts on observations of this Gymnasium space."""
-        check_space("observation", self.observation, space)
-        if self.sides is not None:
-            check_sides(self.observation, space, self.sides, self.name)
+        try:
+            check_space("observation", self.observation, space)
+            if self.sides is not None:
+                check_sides(self.observation, space, self.sides)
+        except UserError as error:
+            if self.name == "none" or self.name not in registered_symmetries():
+                raise
+            raise UserError(f"{error}; equirl.envs.make({self.name!r}) makes an environment that it fits") from None
 
     def stacked(self, k: int) -> Symmetry:
         """Return the symmetry of k observations stacked along the last axis (vectors) or the channels (images)."""

@@ -346,7 +346,7 @@ def test_a_symmetry_of_pictures_of_one_size_is_one_of_no_others(shape, fits):
         if fits:
             assert each.fitted(space).sides == (8, 6)
             continue
-        with pytest.raises(UserError, match=r"Box.* under symmetry 'mine': expected pictures of 8 x 6"):
+        with pytest.raises(UserError, match=r"Box.*: expected pictures of 8 x 6, of which alone the symmetry is true$"):
             each.fitted(space)
 
 

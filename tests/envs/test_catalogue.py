@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from equirl import Grid, UserError
-from equirl.envs import ENTRIES, make_to_check
+from equirl.envs import ENTRIES, entry_named, make_to_check
 from equirl.envs.catalogue import Entry
 from equirl.verification import by_resets, check_symmetry
 from equirl.verification.controls import claims_beside
@@ -48,6 +48,12 @@ def environment(entry: Entry):
     return make_to_check(entry.name)
 
 
+def test_what_a_listed_symmetry_does_not_fit_is_told_what_it_does():
+    raw = spaces.Box(-np.inf, np.inf, (105,))  # Ant-v5, contact forces included
+    with pytest.raises(UserError, match=r"acts on 27 entries.*; equirl.envs.make\('Ant-v5'\) makes an environment"):
+        entry_named("Ant-v5").symmetry.check_observation_space(raw)
+
+
 PICTURES = [entry for entry in ENTRIES if isinstance(entry.symmetry.observation, Grid) and entry.wrapper]
 
 
@@ -59,7 +65,8 @@ def test_pictures_of_another_size_than_the_wrappers_are_refused(entry):
     entry.symmetry.fitted(made)
     for size in ((84, 84), (210, 160)):  # of SB3's own wrapper, and of the screen
         space = spaces.Box(0, 255, (4 if entry.env_id.startswith("ALE/") else made.shape[0], *size), np.uint8)
-        with pytest.raises(UserError, match=f"expected pictures of {height} x {width}, .* equirl.envs.make"):
+        hint = "" if entry.rejected else rf"; equirl.envs.make\('{entry.name}'\) makes"
+        with pytest.raises(UserError, match=f"expected pictures of {height} x {width}, .* true{hint}"):
             entry.symmetry.check_observation_space(space)
 
 
