@@ -57,8 +57,9 @@ class DQN(sb3.DQN):
         first one. On a GPU fused Adam's steps, targets and actions are recorded as CUDA graphs. The rest is as before.
         """
         self.programs = {}
-        if isinstance(self.policy, SymmetricValuePolicy):
-            self.policy.recordings = Recordings(self.policy)
+        policy = getattr(self, "policy", None)
+        if isinstance(policy, SymmetricValuePolicy):
+            policy.recordings = Recordings(policy)
         return self
 
     def _excluded_save_params(self) -> list[str]:

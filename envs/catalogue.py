@@ -332,7 +332,8 @@ def _maker(entry: Entry) -> Callable[[], Symmetry]:
 
 for _entry in ENTRIES:
     if not _entry.rejected:
-        register_symmetry(_entry.name, _maker(_entry))
+        hint = f"equirl.envs.make({_entry.name!r}) makes an environment that it fits"
+        register_symmetry(_entry.name, _maker(_entry), hint)
 
 _CLASSIC = "gymnasium.envs.classic_control"
 for _module, _class in (("cartpole", "CartPole"), ("acrobot", "Acrobot"), ("pendulum", "Pendulum")):

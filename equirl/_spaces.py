@@ -38,14 +38,14 @@ def check_space(role: str, rep: Representation, space: spaces.Space[Any]) -> Non
 
 
 def check_sides(rep: Representation, space: spaces.Space[Any], sides: tuple[int, int]) -> None:
-    """Raise a `UserError` for pictures of another size than that of which a symmetry is true."""
+    """Raise a `UserError` for pictures of another size than that of which a symmetry is claimed."""
     if isinstance(rep, Grid) and isinstance(space, spaces.Box):
         found = space.shape[-3:-1] if rep.layout == "HWC" else space.shape[-2:]
         if found != sides:
             height, width = sides
             raise UserError(
-                f"observation space {_short(space)}: expected pictures of {height} x {width}, of which alone the "
-                "symmetry is true"
+                f"observation space {_short(space)}: expected pictures of {height} x {width}, channels "
+                f"{'last' if rep.layout == 'HWC' else 'first'}, of which alone the symmetry is claimed"
             )
 
 

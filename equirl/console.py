@@ -95,9 +95,10 @@ def print_table(title: str, rows: dict[str, str]) -> None:
 
 def command_line(script: str, *words: str | Path) -> str:
     """Return a command line to paste: the script by its name where the shell finds it, else by its path."""
-    own = Path(sys.executable).with_name(script)
-    if shutil.which(script) is None and own.exists():
-        script = os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
+    if sys.executable and shutil.which(script) is None:
+        own, here = Path(sys.executable).with_name(script), Path.cwd()
+        if own.exists():
+            script = os.path.relpath(own) if here in own.parents[1:] else str(own)
     return " ".join(map(quote, (script, *map(str, words))))
 
 
@@ -127,6 +128,6 @@ def _lines(console: Console) -> Callable[[str, float], None]:
         if now - said >= SECONDS_BETWEEN_LINES and 0 < fraction < 1:
             said = now
             left = (now - started) * (1 - fraction) / fraction
-            console.print(f"{what}  {fraction:.0%}  {left:.0f} s left", highlight=False, markup=False)
+            console.print(f"{what}  {fraction:.0%}  {left:.0f} s left", highlight=False, markup=False, soft_wrap=True)
 
     return tell

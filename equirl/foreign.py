@@ -217,9 +217,11 @@ def _fits(settings: Settings, kwargs: Mapping[str, Any]) -> bool:
     given = keyword_arguments(settings.hyperparameters.get("env_kwargs")) or {}
     if any(given.get(key) != value for key, value in kwargs.items()):
         return False
-    env = make_vec_env(settings, n_envs=1)
+    env, symmetry = make_vec_env(settings, n_envs=1), settings.symmetry
     try:
-        settings.symmetry.check_spaces(env.observation_space, env.action_space)
+        if symmetry.sides is not None:  # pictures, that SB3 has not turned channels first yet
+            symmetry = symmetry.fitted(env.observation_space)
+        symmetry.check_spaces(env.observation_space, env.action_space)
     except UserError:
         return False
     finally:

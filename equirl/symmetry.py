@@ -29,8 +29,8 @@ class Symmetry(dict[str, Any]):
         observation: how the group moves observations.
         action: how the same group moves actions (for a discrete space: action values).
         name: what it is called, for instance the environment's id.
-        sides: height and width of the pictures that it is true of, where it is not true of others (a frame whose middle
-            lies elsewhere looks different mirrored).
+        sides: height and width of the pictures that it is claimed of, where it need not be true of others: a frame
+            whose middle lies elsewhere looks different mirrored. ``Symmetry(s.observation, s.action)`` has none.
 
     Raises:
         UserError: two different groups, an element that moves actions but leaves every observation as it is, or sides
@@ -139,6 +139,7 @@ class Symmetry(dict[str, Any]):
         """Return the symmetry of a dictionary of observations each of which has a group of its own.
 
         The group is their product: (g_1, ..., g_N) moves the k-th entry by g_k alone, and actions by each in turn.
+        `sides` are not kept: it is claimed of pictures of any size.
 
         Args:
             symmetries: of every key of the observations, as `resolve_symmetry` takes them; "none" where nothing moves.
@@ -165,12 +166,15 @@ class Symmetry(dict[str, Any]):
         """Return the symmetry of the product group, whose factors move both observations and actions as before.
 
         Raises:
-            UserError: factors that do not commute, or that act on different observations or actions.
+            UserError: factors that do not commute, or that act on different observations or actions, or on pictures of
+                different `sides`.
 
         >>> flip = Symmetry.generated_by(("flip_x", [1, 0, 2, 3]))
         >>> (flip * Symmetry.generated_by(("flip_y", [0, 1, 3, 2]))).group
         C2xC2
         """
+        if self.sides and other.sides and self.sides != other.sides:
+            raise UserError(f"sides {self.sides} and {other.sides}: expected pictures of one size")
         seen, done = self.observation * other.observation, self.action * other.action
         return Symmetry(seen, done, sides=self.sides or other.sides)
 
@@ -188,9 +192,10 @@ class Symmetry(dict[str, Any]):
             if self.sides is not None:
                 check_sides(self.observation, space, self.sides)
         except UserError as error:
-            if self.name == "none" or self.name not in registered_symmetries():
+            hint = _HINTS.get(self.name)
+            if hint is None or resolve_symmetry(self.name).action != self.action:
                 raise
-            raise UserError(f"{error}; equirl.envs.make({self.name!r}) makes an environment that it fits") from None
+            raise UserError(f"{error}; {hint}") from None
 
     def stacked(self, k: int) -> Symmetry:
         """Return the symmetry of k observations stacked along the last axis (vectors) or the channels (images)."""
@@ -239,24 +244,27 @@ def no_symmetry() -> Symmetry:
 
 
 _REGISTRY: dict[str, Symmetry | Callable[[], Symmetry]] = {"none": no_symmetry}
+_HINTS: dict[str, str | None] = {}
 _LOADED: list[bool] = []
 
 
-def register_symmetry(name: str, symmetry: Symmetry | Callable[[], Symmetry]) -> None:
+def register_symmetry(name: str, symmetry: Symmetry | Callable[[], Symmetry], hint: str | None = None) -> None:
     """Make a symmetry known under a name, usually the environment's id; a function is called when first asked for.
 
+    The hint ends the message to whom it does not fit: where an environment is found that it fits.
     Packages add theirs by an entry point of the group ``equirl.symmetries`` that names a module which calls this.
     """
-    _REGISTRY[name] = symmetry
+    _REGISTRY[name], _HINTS[name] = symmetry, hint
 
 
 def registered_symmetries() -> list[str]:
     """Return every registered name."""
     if not _LOADED:
         _LOADED.append(True)  # before loading, so that a catalogue may itself ask for names
-        before = dict(_REGISTRY)
+        before, hints = dict(_REGISTRY), dict(_HINTS)
         for entry in entry_points(group="equirl.symmetries"):
             entry.load()
+        _HINTS.update(hints)
         _REGISTRY.update(before)  # what the program itself registered stands before the catalogues
     return sorted(_REGISTRY)
 

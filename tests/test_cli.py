@@ -74,6 +74,11 @@ def test_commands_to_paste_name_scripts_that_the_shell_finds(monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert command_line("tensorboard") == str(script)
     assert command_line("equirl") == "equirl"  # there is none beside this Python
+    monkeypatch.chdir(script.parent)
+    assert command_line("tensorboard") == str(script)  # by its name alone the shell would not find it
+    with monkeypatch.context() as embedded:
+        embedded.setattr(sys, "executable", "")
+        assert command_line("tensorboard") == "tensorboard"
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     assert command_line("tensorboard") == "tensorboard"
 

@@ -20,7 +20,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
-from equirl import symmetrize
+from equirl import foreign, symmetrize
 from equirl.conversion import wrap
 from equirl.errors import UserError
 from equirl.evaluation import compare_methods
@@ -690,3 +690,14 @@ def test_real_agents_play_well(data_dir, equirl):
     rows = {row["method"]: row for row in json.loads(said.out)["methods"]}
     assert -90 < rows["identity"]["mean_return"] < -65
     assert rows["equitune"]["mean_return"] > -77
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "fits"),
+    [("equirl.envs.atari.PongFrame", True), ("stable_baselines3.common.atari_wrappers.AtariWrapper", False)],
+)
+def test_a_plain_agent_has_the_catalogues_symmetry_where_its_frames_are_those(wrapper, fits):
+    """RL Zoo's agents do not say a symmetry; on SB3's own frames the one of Pong would be false."""
+    shipped = settings_of("dqn", "ALE/Pong-v5")
+    settings = Settings("dqn", "ALE/Pong-v5", {**shipped.hyperparameters, "env_wrapper": wrapper})
+    assert foreign._fits(settings, {}) is fits

@@ -41,6 +41,7 @@ from equirl import (
     symmetry,
     symmetry_of,
 )
+from equirl import symmetry as symmetry_module
 from equirl.agents.dqn import MlpPolicy
 from equirl.envs import ENTRIES, make
 from equirl.symmetry import no_symmetry
@@ -346,7 +347,9 @@ def test_a_symmetry_of_pictures_of_one_size_is_one_of_no_others(shape, fits):
         if fits:
             assert each.fitted(space).sides == (8, 6)
             continue
-        with pytest.raises(UserError, match=r"Box.*: expected pictures of 8 x 6, of which alone the symmetry is true$"):
+        with pytest.raises(
+            UserError, match=r"Box.*: expected pictures of 8 x 6, channels (fir|la)st, of which alone .* claimed$"
+        ):
             each.fitted(space)
 
 
@@ -357,6 +360,22 @@ def test_sides_stay_with_stacks_and_products_and_are_not_said_where_there_are_no
     assert "sides" not in other
     assert flip != Symmetry.generated_by(TURNED_OVER)
     assert resolve_symmetry({"generators": [list(TURNED_OVER)], "sides": [8, 6]}) == flip
+    with pytest.raises(UserError, match=r"sides \(8, 6\) and \(8, 8\): expected pictures of one size"):
+        flip * Symmetry.generated_by(("flip_y", [0, 1]), sides=(8, 8))
+
+
+def test_who_registers_a_symmetry_says_what_it_fits(monkeypatch):
+    registered_symmetries()
+    for registry in ("_REGISTRY", "_HINTS"):
+        monkeypatch.setattr(f"equirl.symmetry.{registry}", dict(getattr(symmetry_module, registry)))
+    mine = Symmetry.generated_by(({"signs": [-1]}, [1, 0]), name="mine")
+    for hint, end in ((None, r"stacked\(2\)"), ("make one of one", "; make one of one")):
+        register_symmetry("mine", mine, hint)
+        with pytest.raises(UserError, match=f"{end}$"):
+            mine.check_observation_space(Box(-1, 1, (2,)))
+    other = Symmetry.generated_by(({"signs": [-1]}, [0, 1]), name="mine")  # of the same name alone
+    with pytest.raises(UserError, match=r"stacked\(2\)$"):
+        other.check_observation_space(Box(-1, 1, (2,)))
 
 
 @pytest.mark.parametrize(

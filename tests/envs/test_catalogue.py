@@ -66,7 +66,7 @@ def test_pictures_of_another_size_than_the_wrappers_are_refused(entry):
     for size in ((84, 84), (210, 160)):  # of SB3's own wrapper, and of the screen
         space = spaces.Box(0, 255, (4 if entry.env_id.startswith("ALE/") else made.shape[0], *size), np.uint8)
         hint = "" if entry.rejected else rf"; equirl.envs.make\('{entry.name}'\) makes"
-        with pytest.raises(UserError, match=f"expected pictures of {height} x {width}, .* true{hint}"):
+        with pytest.raises(UserError, match=f"expected pictures of {height} x {width}, .* claimed{hint}"):
             entry.symmetry.check_observation_space(space)
 
 
