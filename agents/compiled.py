@@ -11,7 +11,7 @@ from torch.optim import Adam
 
 from equirl._chains import Step
 from equirl.agents.orbit_steps import OrbitSteps, gradients_of
-from equirl.errors import UserError
+from equirl.errors import UserError, first_line
 
 Programs = dict[Any, Callable[..., Tensor]]
 """Programs by what is constant in them: layers, the largest norm and Adam's constants."""
@@ -57,7 +57,7 @@ class _CompiledSteps(OrbitSteps):
         try:
             errors = self.program(self.weights, *self.moments, *self.batch(i), targets, self.rates[i])
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"torch.compile failed: {reason}: expected a C++ compiler, or no compile()") from error
         torch._foreach_add_(self.counters, 1)
         return errors

@@ -14,7 +14,7 @@ from stable_baselines3.common.preprocessing import is_image_space, preprocess_ob
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import Tensor, nn
 
-from equirl.errors import UserError
+from equirl.errors import UserError, first_line
 
 NATURE_CNN_SIDE = 36
 """The smallest picture, in pixels a side, that the strides of NatureCNN leave anything of."""
@@ -173,8 +173,9 @@ def _features_dim(module: nn.Module, space: gym.Space[Any]) -> int:
         with torch.no_grad():
             features = module(sample)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"module {name} does not fit observations of shape {space.shape}: {reason}") from error
+        raise UserError(
+            f"module {name} does not fit observations of shape {space.shape}: {first_line(error)}"
+        ) from error
     if not isinstance(features, Tensor) or features.ndim < 2:
         got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
         raise UserError(f"module {name} returns {got}: expected features of shape (B, ...)")

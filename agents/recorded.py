@@ -19,7 +19,7 @@ from torch.optim import optimizer as optimizers
 
 from equirl._chains import hooked
 from equirl._representation import Tree, eager
-from equirl.errors import UserError
+from equirl.errors import UserError, first_line
 from equirl.methods import NATIVE
 from equirl.symmetrizers import Equitune, Equizero, LambdaEquitune, tree_map
 
@@ -104,7 +104,10 @@ class Recordings:
         Raises:
             UserError: the function cannot be recorded.
         """
-        return self._done(function, inputs, [], None) if self.acts() else function(*inputs)
+        if not self.acts():
+            return function(*inputs)
+        self._settle()
+        return self._done(function, inputs, [], None)
 
     def step(self, function: Callable[..., Tensor], *inputs: Tree, constants: Hashable = None) -> Tensor:
         """Return the same of a function that takes a gradient step, where `learns` says that it can be recorded.
@@ -130,7 +133,6 @@ class Recordings:
         self, function: Callable[..., Tensor], inputs: tuple[Tree, ...], states: list[Tensor], constants: Hashable
     ) -> Tensor:
         """Return what the function returns; its graph holds the networks and these states where they are."""
-        self._settle()
         grads = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
         modes = (*grads, *(net.training for net in self.policy.nets))
         key = (function.__name__, *map(_shapes, inputs), constants, modes)
@@ -150,9 +152,9 @@ class Recordings:
             made = self.made[key] = Recording(held, own, record(lambda: function(*own), self.on))
         except RuntimeError as error:
             cause = error.__context__ or error  # else what follows from it: that the recording is void
-            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
             raise UserError(
-                f"recording a CUDA graph failed: {reason}: expected layers that read no number back, or no compile()"
+                f"recording a CUDA graph failed: {first_line(cause)}: "
+                "expected layers that read no number back, or no compile()"
             ) from error
         return made(*inputs)
 

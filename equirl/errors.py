@@ -39,6 +39,15 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed {seed}: expected a whole number from 0 to {2**32 - 1}")
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line that an error says, or its name where it says nothing.
+
+    >>> first_line(RuntimeError("no kernel\nat all")), first_line(KeyboardInterrupt())
+    ('no kernel', 'KeyboardInterrupt')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def in_one_line(what: str) -> Iterator[None]:
     """Turn what SB3, torch and NumPy raise at wrong values, while something is built, into a `UserError`.

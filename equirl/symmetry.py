@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -192,10 +192,10 @@ class Symmetry(dict[str, Any]):
             if self.sides is not None:
                 check_sides(self.observation, space, self.sides)
         except UserError as error:
-            hint = _HINTS.get(self.name)
-            if hint is None or resolve_symmetry(self.name).action != self.action:
+            known = _REGISTRY.get(self.name)
+            if known is None or known.hint is None or resolve_symmetry(self.name).action != self.action:
                 raise
-            raise UserError(f"{error}; {hint}") from None
+            raise UserError(f"{error}; {known.hint}") from None
 
     def stacked(self, k: int) -> Symmetry:
         """Return the symmetry of k observations stacked along the last axis (vectors) or the channels (images)."""
@@ -243,8 +243,12 @@ def no_symmetry() -> Symmetry:
     return Symmetry(Trivial(trivial()), Trivial(trivial()), "none")
 
 
-_REGISTRY: dict[str, Symmetry | Callable[[], Symmetry]] = {"none": no_symmetry}
-_HINTS: dict[str, str | None] = {}
+class _Registered(NamedTuple):
+    source: Symmetry | Callable[[], Symmetry]
+    hint: str | None = None
+
+
+_REGISTRY: dict[str, _Registered] = {"none": _Registered(no_symmetry)}
 _LOADED: list[bool] = []
 
 
@@ -254,17 +258,16 @@ def register_symmetry(name: str, symmetry: Symmetry | Callable[[], Symmetry], hi
     The hint ends the message to whom it does not fit: where an environment is found that it fits.
     Packages add theirs by an entry point of the group ``equirl.symmetries`` that names a module which calls this.
     """
-    _REGISTRY[name], _HINTS[name] = symmetry, hint
+    _REGISTRY[name] = _Registered(symmetry, hint)
 
 
 def registered_symmetries() -> list[str]:
     """Return every registered name."""
     if not _LOADED:
         _LOADED.append(True)  # before loading, so that a catalogue may itself ask for names
-        before, hints = dict(_REGISTRY), dict(_HINTS)
+        before = dict(_REGISTRY)
         for entry in entry_points(group="equirl.symmetries"):
             entry.load()
-        _HINTS.update(hints)
         _REGISTRY.update(before)  # what the program itself registered stands before the catalogues
     return sorted(_REGISTRY)
 
@@ -282,9 +285,10 @@ def resolve_symmetry(value: str | Mapping[str, Any]) -> Symmetry:
     names = registered_symmetries()
     if value not in names:
         raise unknown("symmetry", value, names)
-    source = _REGISTRY[value]
+    source, hint = _REGISTRY[value]
     if not isinstance(source, Symmetry):
-        _REGISTRY[value] = source = source()
+        source = source()
+        _REGISTRY[value] = _Registered(source, hint)
     return source
 
 

@@ -139,22 +139,21 @@ def test_weights_written_to_or_put_elsewhere_are_followed():
     model = build().compile().learn(60)
     seen = np.eye(4, dtype=np.float32)[:1] * 0.1
 
-    def value(agent):
-        chosen = agent.predict(seen, deterministic=True)[0]
-        best = agent.policy.recordings(agent._best, torch.as_tensor(seen)) if agent.policy.recordings else None
-        return chosen, best
+    def value():
+        model.predict(seen, deterministic=True)
+        return model.policy.recordings(model._best, torch.as_tensor(seen))
 
     for _ in range(BEFORE + 1):
-        value(model)
+        value()
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.data.mul_(-1)  # where it is
-    assert torch.allclose(value(model)[1], model._best(torch.as_tensor(seen)))
+    assert torch.allclose(value(), model._best(torch.as_tensor(seen)))
     before = len(graphs(model))
     for parameter in model.policy.parameters():
         parameter.data = parameter.data * -2
     for _ in range(BEFORE + 2):
-        assert torch.allclose(value(model)[1], model._best(torch.as_tensor(seen)))
+        assert torch.allclose(value(), model._best(torch.as_tensor(seen)))
     assert len(graphs(model)) == before
 
 
@@ -307,9 +306,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", CASES)
 def test_on_a_gpu_graphs_do_the_same(case, method):
-    as_it_is, ours = (build(case, method, "cuda") for _ in range(2))
-    as_it_is.learn(60)
-    ours.compile().learn(60)
+    as_it_is, ours = build(case, method, "cuda").learn(60), build(case, method, "cuda").compile().learn(60)
     assert len(graphs(ours)) == 3
     assert_equal(ours, as_it_is)
     seen = np.stack([ours.observation_space.sample() for _ in range(5)])
